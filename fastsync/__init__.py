@@ -1,0 +1,59 @@
+"""fastsync: copy and sync files between local disks and, by protocols found as plug-ins, elsewhere.
+
+The public names are those in ``__all__``; they are imported when first used, so that the command's
+start-up and the helper processes pay for nothing they do not need.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from fastsync.api import cp, ls, sync
+    from fastsync.backend import Entry
+    from fastsync.errors import FastsyncError
+    from fastsync.events import Item, Observer, Totals
+    from fastsync.filters import Rule
+    from fastsync.tally import Summary
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Entry",
+    "FastsyncError",
+    "Item",
+    "Observer",
+    "Rule",
+    "Summary",
+    "Totals",
+    "__version__",
+    "cp",
+    "ls",
+    "sync",
+]
+
+_HOMES = {
+    "Entry": "backend",
+    "FastsyncError": "errors",
+    "Item": "events",
+    "Observer": "events",
+    "Rule": "filters",
+    "Summary": "tally",
+    "Totals": "events",
+    "cp": "api",
+    "ls": "api",
+    "sync": "api",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    found: object = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

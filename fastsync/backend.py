@@ -1,0 +1,381 @@
+"""The contract between the core and a protocol: what a store promises, and nothing about how.
+
+A protocol is a class named by an entry point in the group ``fastsync.protocols``; one instance serves one
+run and owns what its stores share (connections, helper processes). `Backend.connect` opens a store at a
+location; from then on every path is relative to that location and "/"-separated.
+
+What a store *is* comes as data (`Limits`). What it can do beyond the minimum comes as small abilities,
+runtime-checkable protocols that are asked for with ``isinstance`` once per run. Nothing here has a default
+that lies: a store that cannot do something does not have the method.
+
+The promises, each stated as a test in `fastsync.testing`:
+
+1. A scan yields entries in ascending byte order of the full path, directories compared as "name/", is
+   complete, or says what it missed (`Fault`), or raises.
+2. A read delivers exactly the version that was listed, or raises `Changed`.
+3. A write is invisible until `Upload.commit`; after `abort`, or a commit that raised, nothing of it is left.
+4. Only errors from `fastsync.errors` come out.
+5. Cancellation at any await leaves nothing half done that later calls could see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+from fastsync.errors import FastsyncError
+from fastsync.location import Location
+
+Kind: TypeAlias = Literal["file", "dir", "link", "special"]
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+# What one read, or one batch of `CopiesWithin`, may hold in memory by itself.
+READ_BUFFER: Final = 1 << 20
+
+
+class Owner(NamedTuple):
+    """Who owns an entry, as numbers of the system it was listed on."""
+
+    uid: int
+    gid: int
+
+
+class Entry(NamedTuple):
+    """One line of a listing.
+
+    A tuple, and the same tuple for the same state: two pages of unchanged entries compare equal without
+    the interpreter, which is what makes a sync with nothing to do cheap (see `fastsync.plan`).
+
+    `path` is relative to the store's location; bytes that are not UTF-8 are surrogate escapes
+    (PEP 383). `size` is in bytes, None when the store cannot tell before the end. `mtime_ns` is Unix
+    nanoseconds, truncated to what the store keeps, None when unknown. `mode` has permission bits only,
+    special bits (setuid, setgid, sticky) included, None when the store has none. `target` is a
+    link's text. `version` is an opaque validator (an ETag); None where size and mtime are the best there
+    is. `owner` is filled when `ScanOptions.owner` asks for it.
+    """
+
+    path: str
+    kind: Kind
+    size: int | None
+    mtime_ns: int | None
+    mode: int | None = None
+    target: str | None = None
+    version: str | None = None
+    owner: Owner | None = None
+
+
+class Fault(NamedTuple):
+    """Something a scan had to leave out. Any fault forbids deletes in this run (rule D)."""
+
+    path: str
+    error: FastsyncError
+
+
+class Page(NamedTuple):
+    """A run of consecutive entries, at least one entry or fault."""
+
+    entries: list[Entry]
+    faults: Sequence[Fault] = ()
+
+
+LinkPolicy: TypeAlias = Literal["keep", "follow", "skip"]
+
+
+@dataclass(frozen=True, slots=True)
+class ScanOptions:
+    """How to list: `prune(path)` true means the directory at `path` is listed, but not entered.
+
+    `links` says what a symbolic link is: an entry of kind "link", what it points to, or nothing.
+    `missing_ok`: a location that does not exist lists as empty (a destination before the first copy).
+    """
+
+    recursive: bool = True
+    links: LinkPolicy = "keep"
+    owner: bool = False
+    missing_ok: bool = False
+    prune: Callable[[str], bool] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WriteOptions:
+    """What a write keeps of the source's entry, and how carefully it lands.
+
+    `inplace` writes over the old file instead of renaming a finished one; `durable` makes file and name
+    survive a power cut before the write counts as done; `special` keeps setuid, setgid and sticky bits.
+    """
+
+    mtime: bool = True
+    mode: bool = True
+    owner: bool = False
+    special: bool = False
+    inplace: bool = False
+    durable: bool = False
+    sparse: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StoreOptions:
+    """What a run grants a store: streams it may use at once, bytes per part and held in memory, patience.
+
+    `follow_links` reads through symbolic links below the location, where there are any. `place` holds
+    the settings of this one place (endpoint, region, key file ...) by their option names.
+    """
+
+    streams: int = 8
+    jobs: int = 8
+    chunk_size: int = 16 << 20
+    buffer_size: int = 64 << 20
+    stall_timeout_s: float = 60.0
+    request_timeout_s: float = 60.0
+    follow_links: bool = False
+    place: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Facts about a store.
+
+    `mtime_step_ns` is the precision of stored modification times, None where they are not kept.
+    `mode_mask` has the permission bits that survive. `seekable_reads`: ranges can be read in parallel.
+    `delete_batch`: how many entries one `delete` call should carry.
+    """
+
+    min_part: int = 1
+    max_part: int = 1 << 62
+    max_parts: int = 1 << 62
+    mtime_step_ns: int | None = None
+    mode_mask: int = 0
+    seekable_reads: bool = True
+    delete_batch: int = 1000
+
+
+class Progress(Protocol):
+    """Where a transfer reports bytes that have safely moved, at most once per large buffer."""
+
+    def __call__(self, nbytes: int, /) -> None: ...
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A store that can be read."""
+
+    @property
+    def location(self) -> Location: ...
+
+    @property
+    def limits(self) -> Limits: ...
+
+    def address(self) -> str:
+        """Where the store really is, as a URL-like string without secrets: links resolved, names made
+        canonical. Two places overlap when one's address is the other's, or a parent of it."""
+        ...
+
+    def scan(self, options: ScanOptions) -> AsyncIterator[Page]:
+        """List everything below the location; the location itself is not an entry.
+
+        Raises NotFound when the location does not exist and ``options.missing_ok`` is false, Conflict
+        when it is not a directory, ListingError when the listing cannot be trusted.
+        """
+        ...
+
+    async def stat(self, path: str, *, follow: bool = False) -> Entry:
+        """The entry at `path` ("" is the location itself). Raises NotFound."""
+        ...
+
+    def read(self, entry: Entry, start: int, stop: int | None) -> AsyncIterator[Buffer]:
+        """The bytes [start, stop) of exactly this version of `entry`; None reads to the end.
+
+        A buffer is valid until the next one is asked for, and no larger than `READ_BUFFER`, so that the
+        engine can account for it. Raises Changed when the file is no longer the
+        one that was listed, Vanished when it is gone; fewer bytes than asked for never pass silently.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Release what this store alone holds. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class Upload(Protocol):
+    """One file being written, invisible until `commit`."""
+
+    async def write(self, start: int, data: Buffer) -> None:
+        """Put `data` at offset `start`. In any order and concurrently; the store is done with `data`
+        when this returns. Writing a range again replaces it."""
+        ...
+
+    async def commit(self, size: int) -> Entry:
+        """Make the file, `size` bytes long, appear whole with its metadata, and return its entry.
+
+        Raises IntegrityError when the bytes written do not cover `size`; then nothing appears.
+        """
+        ...
+
+    async def abort(self) -> None:
+        """Forget the write and leave nothing behind. Idempotent, and never raises for a clean-up."""
+        ...
+
+
+@runtime_checkable
+class Sink(Source, Protocol):
+    """A store that can be written."""
+
+    async def upload(self, path: str, like: Entry, options: WriteOptions, part_size: int) -> Upload:
+        """Begin to write `path` with the metadata of `like`; missing parents are made.
+
+        `part_size` is how large the writes will be (the last one may be shorter). Raises NameRefused
+        for a path that cannot be used, Conflict when a directory stands there.
+        """
+        ...
+
+    async def delete(self, entries: Sequence[Entry]) -> list[FastsyncError | None]:
+        """Delete; the answer has one item per entry. What is gone already counts as deleted.
+
+        A directory goes only when it is empty, else its item is Conflict.
+        """
+        ...
+
+
+class CopyJob(NamedTuple):
+    """Copy `entry` of the source to `path` of the destination."""
+
+    entry: Entry
+    path: str
+
+
+@runtime_checkable
+class CopiesWithin(Protocol):
+    """A sink that moves bytes from certain sources by itself: in the kernel, or on the server."""
+
+    def can_copy_from(self, source: Source) -> bool: ...
+
+    async def copy_from(
+        self,
+        source: Source,
+        jobs: Sequence[CopyJob],
+        options: WriteOptions,
+        progress: Progress,
+    ) -> list[FastsyncError | None]:
+        """Copy a batch; the answer has one item per job. Same promises as read, write and commit.
+
+        On cancellation the file in hand is dropped and the ones before it stay.
+        """
+        ...
+
+
+@runtime_checkable
+class KeepsDirectories(Protocol):
+    """A sink in which directories exist by themselves."""
+
+    async def make_directories(
+        self, entries: Sequence[Entry], options: WriteOptions
+    ) -> list[FastsyncError | None]:
+        """Make each directory, parents first, with its mode; writable by us until the run ends.
+        One that stands already is fine."""
+        ...
+
+
+@runtime_checkable
+class KeepsLinks(Protocol):
+    """A sink that stores symbolic links."""
+
+    async def make_links(
+        self, jobs: Sequence[CopyJob], options: WriteOptions
+    ) -> list[FastsyncError | None]:
+        """Make or replace links verbatim; the target is text and is never followed."""
+        ...
+
+
+@runtime_checkable
+class SetsAttributes(Protocol):
+    """A sink that can change metadata without touching content."""
+
+    async def set_attributes(
+        self, jobs: Sequence[CopyJob], options: WriteOptions
+    ) -> list[FastsyncError | None]:
+        """Give each path the mtime, mode and owner of its entry, as far as `options` keeps them."""
+        ...
+
+
+@runtime_checkable
+class Hashes(Protocol):
+    """A store that can tell a file's digest cheaper than sending its bytes."""
+
+    @property
+    def algorithms(self) -> tuple[str, ...]:
+        """Names as in `hashlib`, the preferred first."""
+        ...
+
+    async def digest(self, entry: Entry, algorithm: str) -> str:
+        """Lower-case hex digest of exactly this version. Raises Changed, Unsupported."""
+        ...
+
+
+@runtime_checkable
+class ReadsIntoFile(Protocol):
+    """A source that can move a range into an open local file without Python objects per chunk."""
+
+    async def read_into_file(
+        self, entry: Entry, start: int, stop: int, fd: int, progress: Progress
+    ) -> None:
+        """Put the bytes [start, stop) of `entry` at the same offsets of `fd` (by pwrite or better)."""
+        ...
+
+
+@runtime_checkable
+class WritesFromFile(Protocol):
+    """An upload that can take a range from an open local file without Python objects per chunk."""
+
+    async def write_from_file(self, start: int, stop: int, fd: int, progress: Progress) -> None:
+        """Take the bytes [start, stop) of `fd`. Raises Changed when the file ends before `stop`."""
+        ...
+
+
+@runtime_checkable
+class LocalUpload(Protocol):
+    """An upload whose bytes land in a local file."""
+
+    def fileno(self) -> int:
+        """A descriptor to write at any offset until commit or abort."""
+        ...
+
+    def covers(self, start: int, stop: int) -> None:
+        """Note that [start, stop) was written through the descriptor."""
+        ...
+
+
+class PinnedFile(Protocol):
+    """A local file held open at the version that was listed."""
+
+    def fileno(self) -> int: ...
+
+    def verify(self) -> None:
+        """Raises Changed when the file was written to since it was opened."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class LocalFiles(Protocol):
+    """A source whose files can be opened by this process."""
+
+    async def open_file(self, entry: Entry) -> PinnedFile:
+        """Raises Changed when the file is no longer the one that was listed."""
+        ...
+
+
+class Backend(Protocol):
+    """A protocol: what the registry finds behind a URL scheme. Made once per run, closed at its end."""
+
+    def __init__(self) -> None: ...
+
+    async def connect(self, location: Location, options: StoreOptions) -> Source:
+        """Open a store at `location`, which need not exist yet. Raises AccessRefused, UsageError."""
+        ...
+
+    async def aclose(self) -> None:
+        """Release connections and helper processes. Idempotent."""
+        ...

@@ -1,0 +1,186 @@
+"""The options that verbs share, made from the table of settings, and what they add up to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from fastsync.settings import SETTINGS, Setting
+
+if TYPE_CHECKING:
+    from fastsync.config import Resolved
+    from fastsync.filters import Rule
+
+# Short names, and the names that users of s5cmd and rsync know.
+_MORE_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
+    "parallel_streams": ("-p",),
+    "jobs": ("-j", "--numworkers"),
+    "chunk_size": ("-c", "--part-size"),
+    "size_only": ("--if-size-differ",),
+    "update": ("-u", "--if-source-newer"),
+    "ignore_times": ("-I",),
+    "ignore_existing": ("--no-clobber",),
+    "recursive": ("-R",),
+    "archive": ("-a",),
+    "sparse": ("-S",),
+    "resume": ("-r",),
+    "progress": ("-P",),
+    "dry_run": ("-n",),
+    "verbose": ("-v",),
+    "quiet": ("-q",),
+    "summarize": ("--stat",),
+    "human_readable": ("-H",),
+}
+# Switches that can be turned off where the configuration turned them on are written in pairs.
+_PAIRED: Final = ("resume", "progress")
+_METAVARS: Final = {"a size": "SIZE", "a time": "TIME", "a whole": "N", "a number": "N|P%"}
+
+TRANSFER: Final = tuple(name for name, setting in SETTINGS.items() if setting.flag is not None)
+LIST: Final = (
+    "recursive",
+    "json",
+    "summarize",
+    "human_readable",
+    "quiet",
+    "color",
+    "min_size",
+    "max_size",
+    "min_age",
+    "max_age",
+    "max_depth",
+)
+_RULES: Final = ("include", "exclude")
+_ORDER: Final = "fastsync.rule_order"
+
+
+class RuledCommand(click.Command):
+    """A command that remembers the order of its --include and --exclude options: the first match wins."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if any(arg.startswith(("--include", "--exclude")) for arg in args):
+            _, _, order = self.make_parser(ctx).parse_args(list(args))
+            ctx.meta[_ORDER] = [each.name for each in order if each.name in _RULES]
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """As click does, in groups."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            if (record := param.get_help_record(ctx)) is not None:
+                groups.setdefault(_group_of(param), []).append(record)
+        for title, records in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+def _group_of(param: click.Parameter) -> str:
+    if isinstance(param, click.Argument):
+        return "Places"
+    if param.name in _RULES:
+        return "Filter"
+    if param.name in ("profile", "config"):
+        return "Engine"
+    if param.name in ("copy_links", "skip_links"):
+        return "Metadata"
+    if param.name == "delete_missing_args":
+        return "Delete"
+    group = "Options"
+    for setting in SETTINGS.values():
+        group = setting.group or group
+        if setting.name == param.name:
+            return group
+    return "Help"
+
+
+def with_options(names: Sequence[str], *, rules: bool = True) -> Callable[[Any], Any]:
+    """Add the options of these settings to a command; unset ones arrive as None."""
+
+    def decorate(function: Any) -> Any:
+        made: list[Callable[[Any], Any]] = []
+        for name in names:
+            made.extend(_options_of(SETTINGS[name]))
+        if rules:
+            for rule in _RULES:
+                made.append(
+                    click.option(
+                        f"--{rule}",
+                        rule,
+                        multiple=True,
+                        metavar="PATTERN",
+                        help=f"{rule} what matches; rules are tried in order, the first match wins",
+                    )
+                )
+        made.append(
+            click.option(
+                "--profile", metavar="NAME", help="settings for a kind of link: wan, lan ..."
+            )
+        )
+        made.append(
+            click.option("--config", metavar="FILE", help="configuration file to use instead")
+        )
+        for add in reversed(made):
+            function = add(function)
+        return function
+
+    return decorate
+
+
+def _options_of(setting: Setting) -> list[Callable[[Any], Any]]:
+    name, flag = setting.name, setting.flag or ""
+    more = _MORE_NAMES.get(name, ())
+    if name == "links":
+        return [
+            click.option("-l", "--links", "links", flag_value="keep", help="copy links (default)"),
+            click.option("-L", "--copy-links", "links", flag_value="follow", help="follow links"),
+            click.option("--skip-links", "links", flag_value="skip", help="leave links out"),
+        ]
+    if name == "verbose":
+        return [click.option("-v", flag, name, count=True, help=setting.help)]
+    if bool in setting.kind.types:
+        names = [*more, flag]
+        if name in _PAIRED:
+            names = [f"{'/'.join((flag, '--no-' + flag[2:]))}", *more]
+        made = [click.option(*names, name, is_flag=True, default=None, help=setting.help)]
+        if name == "delete":
+            made.append(
+                click.option(
+                    "--delete-missing-args",
+                    is_flag=True,
+                    help="a missing source deletes nothing (always so)",
+                )
+            )
+        return made
+    told = setting.kind.told
+    metavar = next((mark for start, mark in _METAVARS.items() if told.startswith(start)), "TEXT")
+    if told.startswith("one of "):
+        metavar = told.removeprefix("one of ").replace(", ", "|")
+    return [click.option(*more, flag, name, metavar=metavar, help=setting.help)]
+
+
+def resolved(values: Mapping[str, Any]) -> Resolved:
+    """The effective settings for a command's parameters. Raises UsageError."""
+    from fastsync.config import resolve
+
+    flags = {
+        name: value for name, value in values.items() if name in SETTINGS and value is not None
+    }
+    if not flags.get("verbose"):
+        flags.pop("verbose", None)
+    config = values.get("config")
+    return resolve(
+        flags, profile=values.get("profile"), config_file=Path(config) if config else None
+    )
+
+
+def rules_of(context: click.Context, values: Mapping[str, Any]) -> list[Rule]:
+    """The --include and --exclude rules in the order of the command line. Raises UsageError."""
+    order: Sequence[str] = context.meta.get(_ORDER, ())
+    if not order:
+        return []
+    from fastsync.filters import Rule
+
+    patterns = {name: iter(values.get(name, ())) for name in _RULES}
+    return [Rule(name == "include", next(patterns[name])) for name in order]

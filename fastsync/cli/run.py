@@ -1,0 +1,57 @@
+"""Runs a coroutine of the library as a process does: with signals, and an exit code at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeVar
+
+T = TypeVar("T")
+
+# After this long, a clean-up that hangs on a dead disk is given up.
+PATIENCE_S: Final = 4.5
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(Exception):
+    """The run was ended by a signal, and everything it had begun is cleaned up."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+def run(work: Coroutine[Any, Any, T], on_interrupt: Callable[[], None]) -> T:
+    """Run to the end. The first SIGINT or SIGTERM cancels and cleans up, the second ends at once.
+
+    Raises Interrupted, and whatever `work` raises.
+    """
+    received: list[int] = []
+
+    async def main() -> T:
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None
+
+        def interrupt(number: int) -> None:
+            if received:
+                os._exit(128 + number)
+            received.append(number)
+            on_interrupt()
+            watchdog = threading.Timer(PATIENCE_S, os._exit, (128 + number,))
+            watchdog.daemon = True
+            watchdog.start()
+            task.cancel()
+
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, interrupt, number)
+        return await work
+
+    try:
+        with asyncio.Runner() as runner:
+            return runner.run(main())
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        raise Interrupted(received[0] if received else signal.SIGINT) from None

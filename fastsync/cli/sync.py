@@ -1,0 +1,39 @@
+"""``fastsync sync``: make a destination like a source."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from fastsync.cli.options import TRANSFER, RuledCommand, with_options
+from fastsync.cli.transfer import run_transfer
+
+_EXAMPLES = """\b
+Examples:
+  fastsync sync docs /backup/docs            new and changed files
+  fastsync sync --delete docs /backup/docs   and delete what docs does not have
+  fastsync sync -n --delete docs /backup     what that would do
+  fastsync sync -a / /mnt/system             links, owners, times of directories
+  fastsync sync --checksum a b               compare content
+  fastsync sync --include '*.jpg' photos b   only some files
+"""
+
+
+@click.command(cls=RuledCommand, epilog=_EXAMPLES)
+@click.argument("source", metavar="SRC")
+@click.argument("destination", metavar="DST")
+@with_options([name for name in TRANSFER if name != "recursive"])
+@click.pass_context
+def sync(context: click.Context, /, source: str, destination: str, **values: Any) -> int:
+    """Make DST like SRC: contents into contents, whatever the trailing slashes.
+
+    Deletes nothing without --delete, and with it only after every listing and every copy went well.
+    """
+
+    def start(request: Any) -> Any:
+        from fastsync.api import run_sync
+
+        return run_sync(source, destination, request)
+
+    return run_transfer(context, values, start)

@@ -1,0 +1,495 @@
+"""The engine: takes actions from plans, runs them within budgets, deletes last.
+
+Decisions are synchronous, waiting happens elsewhere. A failure is gathered, told to the observer and
+never stops the rest, save for what no further item could survive: a full disk, refused access.
+
+Order of a run: for each plan directories, links and copies as the listings come; when all copies of
+all plans are done, deletes (if rule D allows), then what waited for them, then directories' attributes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+from fastsync.backend import (
+    READ_BUFFER,
+    CopiesWithin,
+    CopyJob,
+    Entry,
+    Hashes,
+    KeepsDirectories,
+    KeepsLinks,
+    SetsAttributes,
+    Sink,
+    Source,
+    WriteOptions,
+)
+from fastsync.budget import Budget
+from fastsync.errors import (
+    AccessRefused,
+    Changed,
+    Conflict,
+    DestinationFull,
+    FastsyncError,
+    ListingError,
+    NotFound,
+    Transient,
+    Unsupported,
+    Vanished,
+)
+from fastsync.events import Observer, Operation
+from fastsync.location import Location
+from fastsync.plan import Action, DeleteGate, PlanPage, Step, forbid_deletes
+from fastsync.spool import Spool
+from fastsync.tally import Summary, Tally
+from fastsync.transfer import Lanes, choose_route, transfer
+from fastsync.workers import WorkerPool
+
+# Files that the sink copies by itself travel in batches of so many files or bytes.
+BATCH_FILES: Final = 256
+BATCH_BYTES: Final = 16 << 20
+# A file of this size has a batch of its own.
+ALONE_FROM: Final = 8 << 20
+FIRST_BACKOFF_S: Final = 0.1
+LONGEST_BACKOFF_S: Final = 30.0
+TICK_S: Final = 0.125
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """What a run may use: streams in flight, files at once, bytes per part and in memory, retries."""
+
+    streams: int = 8
+    jobs: int = 8
+    chunk_size: int = 16 << 20
+    memory: int = 64 << 20
+    retries: int = 5
+
+
+@dataclass(slots=True)
+class Work:
+    """One plan to carry out, between two open stores.
+
+    `rename` gives the destination path of a source path where they differ (a single file under a new
+    name). `root` is the source directory itself, given when its attributes go along. `protects` says
+    that filters hide entries of the destination, which may keep their directories alive.
+    """
+
+    source: Source
+    sink: Sink
+    pages: AsyncIterator[PlanPage]
+    write: WriteOptions
+    gate: DeleteGate | None = None
+    rename: Callable[[str], str] | None = None
+    root: Entry | None = None
+    directory_times: bool = False
+    protects: bool = False
+
+    def target(self, path: str) -> str:
+        """The path at the destination of a source's path."""
+        return self.rename(path) if self.rename is not None else path
+
+    def places(self, action: Action) -> tuple[Location, Location]:
+        """Where an action reads and writes."""
+        source = self.source.location.child(action.entry.path)
+        return source, self.sink.location.child(self.target(action.path))
+
+
+@dataclass(slots=True)
+class _Run:
+    """One work in progress: what it leaves for the end, and what decides on its deletes."""
+
+    work: Work
+    deletes: Spool[Entry] = field(default_factory=Spool)
+    later: Spool[Action] = field(default_factory=Spool)
+    finish: Spool[Action] = field(default_factory=Spool)
+    doomed_files: int = 0
+    source_entries: int = 0
+    destination_files: int = 0
+    faults: list[FastsyncError] = field(default_factory=list)
+    copy_errors: list[FastsyncError] = field(default_factory=list)
+    keeps_everything: bool = False
+
+    def close(self) -> None:
+        for spool in (self.deletes, self.later, self.finish):
+            spool.close()
+
+
+@dataclass(slots=True)
+class _Batch:
+    actions: list[Action] = field(default_factory=list)
+    size: int = 0
+
+
+class Engine:
+    """Runs works. One per run; not reusable."""
+
+    def __init__(self, budgets: Budgets, observer: Observer, *, dry_run: bool = False) -> None:
+        self._budgets = budgets
+        self._dry_run = dry_run
+        self._tally = Tally(observer)
+        self._pool = WorkerPool(budgets.jobs)
+        self._lanes = Lanes(
+            streams=Budget(budgets.streams),
+            memory=Budget(budgets.memory),
+            # A part and the read that fills it must fit into the memory together.
+            chunk_size=max(1, min(budgets.chunk_size, budgets.memory // 2)),
+        )
+        self._fatal: FastsyncError | None = None
+
+    @property
+    def memory_peak(self) -> int:
+        """The most file data, in bytes, that the run allowed itself to hold at once."""
+        return self._lanes.memory.peak
+
+    def missing(self, location: Location) -> None:
+        """A source that does not exist: an item that failed."""
+        error = ListingError("no such file or directory", where=str(location))
+        self._tally.failed("scan", location.name, location, None, error)
+
+    async def run(self, works: AsyncIterator[Work]) -> Summary:
+        """Carry out everything. Raises only what no item can be blamed for (a listing that failed);
+        item failures are in the summary."""
+        started = time.monotonic()
+        runs: list[_Run] = []
+        ticker = asyncio.create_task(self._tick())
+        try:
+            async for work in works:
+                run = _Run(work)
+                runs.append(run)
+                await self._plan(run)
+            self._tally.totals.scanning = False
+            await self._pool.drain()
+            for run in runs:
+                await self._delete(run)
+            for run in runs:
+                await self._later(run)
+            await self._pool.drain()
+            for run in runs:
+                await self._finish(run)
+        finally:
+            ticker.cancel()
+            await self._pool.stop()
+            for run in runs:
+                run.close()
+        if self._fatal is not None:
+            self._tally.note(f"stopped early: {self._fatal}")
+        self._tally.tell()
+        return self._tally.summary(time.monotonic() - started)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._tally.tell()
+
+    # -- the phases ----------------------------------------------------------------------------------
+
+    async def _plan(self, run: _Run) -> None:
+        work, totals = run.work, self._tally.totals
+        batch = _Batch()
+        async for page in work.pages:
+            if self._fatal is not None:
+                break
+            totals.scanned += page.scanned
+            totals.files_skipped += page.skipped_files
+            totals.bytes_skipped += page.skipped_bytes
+            totals.specials_skipped += page.specials
+            run.source_entries += page.scanned
+            run.destination_files += page.destination_files
+            run.doomed_files += sum(1 for entry in page.deletes if entry.kind != "dir")
+            for fault in page.faults:
+                run.faults.append(fault.error)
+                place = work.source.location.child(fault.path)
+                self._tally.failed("scan", fault.path, place, None, fault.error)
+            for action in page.skips:
+                self._tally.skipped(action.path, *work.places(action), action.reason)
+            run.deletes.extend(page.deletes)
+            run.later.extend(page.later)
+            run.finish.extend(page.finish)
+            await self._start(run, page.now, batch)
+        await self._flush(run, batch)
+
+    async def _start(self, run: _Run, actions: Sequence[Action], batch: _Batch) -> None:
+        """Do what is quick, in order, and hand copies to the pool, waiting while it is behind."""
+        quick: dict[Step, list[Action]] = {"mkdir": [], "link": [], "attributes": []}
+        copies: list[Action] = []
+        for action in actions:
+            quick.get(action.step, copies).append(action)
+        for step, some in quick.items():
+            if some:
+                await self._quick(run, step, some)
+        for action in copies:
+            self._tally.planned(action.entry.size)
+            if action.step == "verify" or not self._is_within(run.work, action.entry):
+                await self._pool.submit(partial(self._copy_one, run, action))
+            elif self._dry_run:
+                self._done(run, action)
+            elif (action.entry.size or 0) >= ALONE_FROM:
+                await self._pool.submit(partial(self._copy_batch, run, [action]))
+            else:
+                batch.actions.append(action)
+                batch.size += action.entry.size or 0
+                if len(batch.actions) >= BATCH_FILES or batch.size >= BATCH_BYTES:
+                    await self._flush(run, batch)
+
+    async def _flush(self, run: _Run, batch: _Batch) -> None:
+        if batch.actions:
+            actions, batch.actions, batch.size = batch.actions, [], 0
+            await self._pool.submit(partial(self._copy_batch, run, actions))
+
+    async def _delete(self, run: _Run) -> None:
+        work = run.work
+        if work.gate is None or not run.deletes:
+            return
+        forbidden = self._fatal or forbid_deletes(
+            work.gate,
+            doomed_files=run.doomed_files,
+            destination_files=run.destination_files,
+            source_entries=run.source_entries,
+            faults=run.faults,
+            copy_errors=run.copy_errors,
+        )
+        if forbidden is not None:
+            # What an item's failure has said already is not said twice by the exit code.
+            said = self._fatal is not None or bool(run.faults) or bool(run.copy_errors)
+            self._tally.keep(forbidden, is_stop=not said)
+            run.keeps_everything = True
+            return
+        # Backwards: children before the directory that holds them.
+        for page in run.deletes.pages_backwards():
+            for start in range(0, len(page), work.sink.limits.delete_batch):
+                await self._delete_some(run, page[start : start + work.sink.limits.delete_batch])
+
+    async def _delete_some(self, run: _Run, entries: Sequence[Entry]) -> None:
+        sink = run.work.sink
+        answers: Sequence[FastsyncError | None] = [None] * len(entries)
+        if not self._dry_run:
+            answers = await sink.delete(entries)
+        for entry, error in zip(entries, answers, strict=True):
+            place = sink.location.child(entry.path)
+            is_directory = entry.kind == "dir"
+            if error is None:
+                if is_directory:
+                    self._tally.removed_directory(entry.path, place)
+                else:
+                    self._tally.done(
+                        "delete", entry.path, (None, place), entry.size, "not in the source"
+                    )
+            elif not (is_directory and run.work.protects and isinstance(error, Conflict)):
+                self._tally.failed("delete", entry.path, None, place, error)
+
+    async def _later(self, run: _Run) -> None:
+        batch = _Batch()
+        for page in run.later.pages():
+            if not run.keeps_everything:
+                await self._start(run, page, batch)
+                continue
+            for action in page:
+                self._failed(run, action, Conflict("what stands in its way was not deleted"))
+        await self._flush(run, batch)
+
+    async def _finish(self, run: _Run) -> None:
+        write = dataclasses.replace(run.work.write, mtime=run.work.directory_times)
+        # Backwards: a directory that ends without write permission must not lock out its children.
+        for page in run.finish.pages_backwards():
+            await self._quick(run, "attributes", page, write)
+        if run.work.root is not None and run.work.directory_times and not self._dry_run:
+            root = Action("attributes", "", run.work.root, None, "the root")
+            await self._quick(run, "attributes", [root], write)
+
+    # -- items ---------------------------------------------------------------------------------------
+
+    def _is_within(self, work: Work, entry: Entry) -> bool:
+        return choose_route(entry, work.source, work.sink, self._lanes.chunk_size) == "within"
+
+    async def _quick(
+        self,
+        run: _Run,
+        step: Step,
+        actions: Sequence[Action],
+        write: WriteOptions | None = None,
+    ) -> None:
+        """Directories, links or attributes: one call for all of them."""
+        work = run.work
+        sink, write = work.sink, write or work.write
+        jobs = [CopyJob(action.entry, work.target(action.path)) for action in actions]
+        answers: list[FastsyncError | None] = [None] * len(jobs)
+        if not self._dry_run:
+            if step == "mkdir" and isinstance(sink, KeepsDirectories):
+                entries = [job.entry._replace(path=job.path) for job in jobs]
+                answers = await sink.make_directories(entries, write)
+            elif step == "link" and isinstance(sink, KeepsLinks):
+                answers = await sink.make_links(jobs, write)
+            elif step == "attributes" and isinstance(sink, SetsAttributes):
+                answers = await sink.set_attributes(jobs, write)
+        for action, error in zip(actions, answers, strict=True):
+            if error is not None:
+                self._failed(run, action, error)
+            elif action.path:
+                self._done(run, action)
+
+    async def _copy_batch(self, run: _Run, actions: Sequence[Action]) -> None:
+        """Copies that the sink does by itself; what fails for a passing reason is tried again."""
+        work = run.work
+        sink = work.sink
+        assert isinstance(sink, CopiesWithin)
+        alone = actions[0] if len(actions) == 1 else None
+        waiting = list(actions)
+        relisted: set[str] = set()
+        attempt = 0
+        while waiting and self._fatal is None:
+            started = time.monotonic()
+            jobs = [CopyJob(action.entry, work.target(action.path)) for action in waiting]
+            async with self._lanes.streams.spend(1), self._lanes.memory.spend(READ_BUFFER):
+                with self._current(alone):
+                    answers = await sink.copy_from(work.source, jobs, work.write, self._tally.moved)
+            duration = time.monotonic() - started if alone else 0.0
+            again: list[Action] = []
+            delay = 0.0
+            for action, error in zip(waiting, answers, strict=True):
+                if error is None:
+                    self._done(run, action, duration)
+                elif isinstance(error, Changed) and action.path not in relisted:
+                    relisted.add(action.path)
+                    if (fresh := await self._relist(run, action)) is not None:
+                        again.append(fresh)
+                elif error.transient and attempt < self._budgets.retries:
+                    again.append(action)
+                    delay = max(delay, backoff(attempt, error))
+                else:
+                    self._failed(run, action, error)
+            waiting = again
+            if delay:
+                attempt += 1
+                self._tally.totals.retries += 1
+                await asyncio.sleep(delay)
+
+    async def _copy_one(self, run: _Run, action: Action) -> None:
+        """One file by itself, with its retries: a fresh look after a change, patience for the rest."""
+        relisted = False
+        attempt = 0
+        while self._fatal is None:
+            try:
+                with self._current(action):
+                    await self._try_copy(run, action)
+                return
+            except Changed as error:
+                if relisted:
+                    self._failed(run, action, error)
+                    return
+                relisted = True
+                fresh = await self._relist(run, action)
+                if fresh is None:
+                    return
+                action = fresh
+            except FastsyncError as error:
+                if not error.transient or attempt >= self._budgets.retries:
+                    self._failed(run, action, error)
+                    return
+                self._tally.totals.retries += 1
+                await asyncio.sleep(backoff(attempt, error))
+                attempt += 1
+
+    async def _try_copy(self, run: _Run, action: Action) -> None:
+        work = run.work
+        started = time.monotonic()
+        if action.step == "verify" and await self._same_content(work, action):
+            self._tally.same(action.entry.size)
+            self._tally.skipped(action.path, *work.places(action), "same checksum")
+            old = action.old
+            if old is not None and (action.entry.mtime_ns, action.entry.mode) != (
+                old.mtime_ns,
+                old.mode,
+            ):
+                change = action._replace(step="attributes", reason="same content")
+                await self._quick(run, "attributes", [change])
+        elif self._dry_run:
+            self._done(run, action)
+        elif self._is_within(work, action.entry):
+            await self._copy_batch(run, [action._replace(step="copy")])
+        else:
+            path = work.target(action.path)
+            entry, moved = action.entry, self._tally.moved
+            await transfer(work.source, work.sink, entry, path, work.write, self._lanes, moved)
+            self._done(run, action, time.monotonic() - started)
+
+    async def _relist(self, run: _Run, action: Action) -> Action | None:
+        """The action with the entry as it is now; None after telling that it cannot be copied."""
+        source, entry = run.work.source, action.entry
+        where = str(source.location.child(entry.path))
+        try:
+            now = await source.stat(entry.path, follow=True)
+            if now.kind != "file":
+                raise Changed("it is no longer a file", where=where)
+        except NotFound:
+            gone = Vanished("the file is gone since it was listed", where=where)
+            self._failed(run, action, gone)
+            return None
+        except FastsyncError as error:
+            self._failed(run, action, error)
+            return None
+        return action._replace(entry=now._replace(owner=entry.owner and now.owner))
+
+    async def _same_content(self, work: Work, action: Action) -> bool:
+        source, sink = work.source, work.sink
+        if action.old is None:
+            return False
+        if isinstance(source, Hashes) and isinstance(sink, Hashes):
+            algorithm = next((one for one in source.algorithms if one in sink.algorithms), None)
+            if algorithm is not None:
+                async with self._lanes.streams.spend(1), self._lanes.memory.spend(2 * READ_BUFFER):
+                    ours, theirs = await asyncio.gather(
+                        source.digest(action.entry, algorithm), sink.digest(action.old, algorithm)
+                    )
+                return ours == theirs
+        raise Unsupported(
+            "--checksum: the two stores have no digest in common",
+            hint="compare by time, or --size-only",
+        )
+
+    # -- telling -------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _current(self, action: Action | None) -> Iterator[None]:
+        """Show a file as being copied, unless it is one of a batch."""
+        current = self._tally.totals.current
+        if action is not None:
+            current[action.path] = action.entry.size or 0
+        try:
+            yield
+        finally:
+            if action is not None:
+                current.pop(action.path, None)
+
+    def _done(self, run: _Run, action: Action, duration_s: float = 0.0) -> None:
+        # The places are made only for somebody who looks: they cost as much as a small file.
+        places = run.work.places(action) if self._tally.wants_items else None
+        size, reason = action.entry.size, action.reason
+        self._tally.done(_operation(action), action.path, places, size, reason, duration_s)
+
+    def _failed(self, run: _Run, action: Action, error: FastsyncError) -> None:
+        run.copy_errors.append(error)
+        self._tally.failed(_operation(action), action.path, *run.work.places(action), error)
+        if isinstance(error, (DestinationFull, AccessRefused)):
+            # Every further item would fail the same way; what is under way may still end well.
+            self._fatal = self._fatal or error
+
+
+def _operation(action: Action) -> Operation:
+    return "copy" if action.step == "verify" else action.step
+
+
+def backoff(attempt: int, error: FastsyncError) -> float:
+    """Seconds to wait before the next try: doubling with jitter, or what the server asked for."""
+    if isinstance(error, Transient) and error.retry_after_s is not None:
+        return min(error.retry_after_s, 60.0)
+    longest: float = min(FIRST_BACKOFF_S * 2.0**attempt, LONGEST_BACKOFF_S)
+    return random.uniform(0.5, 1.0) * longest

@@ -1,0 +1,500 @@
+"""Two sorted listings in, typed actions out: what a run would do, decided without doing anything.
+
+`plan` merges the pages of both sides. Memory does not grow with the trees: it holds one page of each
+side and the few entries whose fate hangs on what comes next (a file here, a directory of that name there).
+Actions are data; `PlanPage` sorts them by when they may run:
+
+    now       directories, links, copies, attributes: in this order, as they come
+    deletes   only after everything else, and only if rule D allows (`forbid_deletes`)
+    later     copies into the place of something that has to be deleted first
+    finish    attributes of directories, after the last change inside them
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, TypeAlias
+
+from fastsync.backend import Entry, Fault, Page
+from fastsync.errors import Conflict, FastsyncError, ListingError, SafetyStop
+from fastsync.filters import Filter
+
+Comparison: TypeAlias = Literal["mtime", "checksum", "size", "newer"]
+Step: TypeAlias = Literal["mkdir", "link", "copy", "verify", "attributes", "skip"]
+
+
+class Action(NamedTuple):
+    """One step: do `step` at `path` of the destination, because of `reason`.
+
+    `entry` is the source's, `old` what stands at the destination (None: nothing). "verify" means copy
+    unless the digests agree.
+    """
+
+    step: Step
+    path: str
+    entry: Entry
+    old: Entry | None
+    reason: str
+
+    def __str__(self) -> str:
+        name = self.path + "/" if self.entry.kind == "dir" else self.path
+        return f"{self.step} {name} ({self.reason})"
+
+
+@dataclass(slots=True)
+class PlanPage:
+    """The next actions, and what was counted on the way to them."""
+
+    now: list[Action] = field(default_factory=list)
+    deletes: list[Entry] = field(default_factory=list)
+    later: list[Action] = field(default_factory=list)
+    finish: list[Action] = field(default_factory=list)
+    skips: list[Action] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    scanned: int = 0
+    source_files: int = 0
+    destination_files: int = 0
+    skipped_files: int = 0
+    skipped_bytes: int = 0
+    specials: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How to compare and what to keep; all about the two stores that the planner needs to know.
+
+    `window_ns` is the largest difference between modification times that means "same"; `mode_mask` the
+    permission bits that both sides keep and the run preserves. `show_skips` asks for an action for every
+    entry that needs nothing.
+    """
+
+    filter: Filter
+    comparison: Comparison = "mtime"
+    window_ns: int = 0
+    mode_mask: int = 0
+    owner: bool = False
+    directories: bool = True
+    directory_times: bool = False
+    links: bool = True
+    update: bool = False
+    ignore_times: bool = False
+    ignore_existing: bool = False
+    existing: bool = False
+    delete: bool = False
+    delete_excluded: bool = False
+    show_skips: bool = False
+
+
+def order(entry: Entry) -> str:
+    """The key of listings: the full path, "name/" for a directory."""
+    return entry.path + "/" if entry.kind == "dir" else entry.path
+
+
+def before(one: str, other: str) -> bool:
+    """True when key `one` comes before `other` in byte order.
+
+    Code points keep the order of UTF-8 bytes except for surrogate escapes, which only non-ASCII text has.
+    """
+    if one.isascii() and other.isascii():
+        return one < other
+    return os.fsencode(one) < os.fsencode(other)
+
+
+class _Side:
+    """One listing, a filtered page at a time."""
+
+    def __init__(self, pages: AsyncIterator[Page], chosen: Filter | None) -> None:
+        self._pages = pages
+        self._chosen = chosen
+        self.entries: list[Entry] = []
+        self.index = 0
+        self.done = False
+
+    async def fill(self, page: PlanPage, *, is_source: bool) -> None:
+        """Make sure there is a current entry, or that the side is done."""
+        while self.index >= len(self.entries) and not self.done:
+            try:
+                entries, faults = await anext(self._pages)
+            except StopAsyncIteration:
+                self.done = True
+                return
+            page.faults.extend(faults)
+            if self._chosen is not None:
+                entries = self._chosen.select(entries)
+            files = sum(1 for entry in entries if entry.kind == "file")
+            if is_source:
+                page.source_files += files
+                page.scanned += len(entries)
+            else:
+                page.destination_files += files
+            self.entries, self.index = entries, 0
+
+
+async def plan(
+    source: AsyncIterator[Page], destination: AsyncIterator[Page], rules: Rules
+) -> AsyncIterator[PlanPage]:
+    """Merge two listings into actions. Raises ListingError when a listing is not in order, and whatever
+    the listings raise."""
+    planner = _Planner(rules)
+    select = None if rules.filter.is_empty else rules.filter
+    ours = _Side(source, select)
+    theirs = _Side(destination, None if rules.delete_excluded else select)
+    while True:
+        page = planner.page
+        if ours.index >= len(ours.entries):
+            await ours.fill(page, is_source=True)
+        if theirs.index >= len(theirs.entries):
+            await theirs.fill(page, is_source=False)
+        if ours.done and theirs.done:
+            break
+        planner.merge(ours, theirs)
+        yield planner.turn()
+    planner.release(None)
+    yield planner.turn()
+
+
+class _Planner:
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self.page = PlanPage()
+        # Equal entries need nothing, unless the rules distrust equal times.
+        self._trusts_equal = not (
+            rules.ignore_times or rules.show_skips or rules.comparison == "checksum"
+        )
+        # Source entries without a counterpart, for which a directory of that name may yet be listed.
+        self._waiting: list[Entry] = []
+        # Destination entries without a counterpart, for which a source directory may yet be listed.
+        self._in_the_way: dict[str, Entry] = {}
+        self._blocked: str | None = None  # "path/" of a source directory that cannot be made (now)
+        self._above: list[Entry] = []  # source directories on the way to the current entry
+        self._touched: set[str] = set()
+        self._last_ours = self._last_theirs = ""
+
+    def turn(self) -> PlanPage:
+        page, self.page = self.page, PlanPage()
+        return page
+
+    def merge(self, ours: _Side, theirs: _Side) -> None:
+        """Take entries off both sides until one needs its next page."""
+        a, b = ours.entries, theirs.entries
+        i, j = ours.index, theirs.index
+        while True:
+            if i < len(a) and j < len(b):
+                if self._trusts_equal:
+                    first = i
+                    while i < len(a) and j < len(b) and a[i] == b[j]:
+                        i += 1
+                        j += 1
+                    if i > first:
+                        self._unchanged(a[first:i])
+                        continue
+                key, other = order(a[i]), order(b[j])
+                if key == other:
+                    self._ascending(key, other)
+                    self._both(a[i], b[j])
+                    i += 1
+                    j += 1
+                elif before(key, other):
+                    self._ascending(key, None)
+                    self._only_source(a[i], other)
+                    i += 1
+                else:
+                    self._ascending(None, other)
+                    self._only_destination(b[j], other)
+                    j += 1
+            elif i < len(a) and theirs.done:
+                self._ascending(order(a[i]), None)
+                self._only_source(a[i], None)
+                i += 1
+            elif j < len(b) and ours.done:
+                key = order(b[j])
+                self._ascending(None, key)
+                self._only_destination(b[j], key)
+                j += 1
+            else:
+                break
+        ours.index, theirs.index = i, j
+
+    def _ascending(self, ours: str | None, theirs: str | None) -> None:
+        """A listing out of order could hide entries, and then delete their counterparts."""
+        if ours is not None:
+            if not before(self._last_ours, ours):
+                raise ListingError("the source's listing is not in order", where=ours)
+            self._last_ours = ours
+        if theirs is not None:
+            if not before(self._last_theirs, theirs):
+                raise ListingError("the destination's listing is not in order", where=theirs)
+            self._last_theirs = theirs
+
+    # -- the cases -----------------------------------------------------------------------------------
+
+    def _unchanged(self, entries: list[Entry]) -> None:
+        page = self.page
+        sizes = [entry.size for entry in entries if entry.kind == "file"]
+        page.skipped_files += len(sizes)
+        page.skipped_bytes += sum(size or 0 for size in sizes)
+        if len(sizes) < len(entries):
+            for entry in entries:
+                if entry.kind == "dir":
+                    self._enter(entry)
+                elif entry.kind == "special":
+                    page.specials += 1
+        self._last_ours = self._last_theirs = order(entries[-1])
+
+    def _both(self, entry: Entry, old: Entry) -> None:
+        if entry.kind == "dir":
+            self._enter(entry)
+            if self._attributes_differ(entry, old, times=self.rules.directory_times):
+                self._finish(entry, old, "attributes differ")
+            return
+        if self._is_blocked(entry):
+            return
+        if entry.kind == "special":
+            self.page.specials += 1
+            return
+        if entry.kind == "link":
+            if not self.rules.links:
+                self.page.specials += 1
+            elif old.kind == "link" and old.target == entry.target:
+                self._skip(entry, old, "same target")
+            elif self.rules.ignore_existing:
+                self._skip(entry, old, "exists")
+            else:
+                self._do(
+                    "link", entry, old, "target differs" if old.kind == "link" else "was a file"
+                )
+            return
+        if self.rules.ignore_existing:
+            self._skip(entry, old, "exists")
+        elif old.kind != "file":
+            self._do("copy", entry, old, "was no regular file")
+        else:
+            self._compare(entry, old)
+
+    def _compare(self, entry: Entry, old: Entry) -> None:
+        rules = self.rules
+        if rules.update and old.mtime_ns is not None and entry.mtime_ns is not None:
+            if old.mtime_ns > entry.mtime_ns + rules.window_ns:
+                self._skip(entry, old, "destination is newer")
+                return
+        if rules.ignore_times:
+            self._do("copy", entry, old, "times are ignored")
+        elif entry.size is None or old.size is None:
+            self._do("copy", entry, old, "size is unknown")
+        elif entry.size != old.size:
+            self._do("copy", entry, old, "size differs")
+        elif rules.comparison == "checksum":
+            self._do("verify", entry, old, "checksum")
+        elif rules.comparison == "size" or self._same_time(entry, old):
+            if self._attributes_differ(entry, old, times=False):
+                self._do("attributes", entry, old, "attributes differ")
+            else:
+                self._skip(entry, old, "unchanged")
+        else:
+            self._do("copy", entry, old, "time differs")
+
+    def _same_time(self, entry: Entry, old: Entry) -> bool:
+        if entry.mtime_ns is None or old.mtime_ns is None:
+            return False
+        if self.rules.comparison == "newer":
+            # The destination's time is when it was written: later than the source means up to date.
+            return entry.mtime_ns <= old.mtime_ns + self.rules.window_ns
+        return abs(entry.mtime_ns - old.mtime_ns) <= self.rules.window_ns
+
+    def _attributes_differ(self, entry: Entry, old: Entry, *, times: bool) -> bool:
+        rules = self.rules
+        if entry.mode is not None and old.mode is not None:
+            if (entry.mode ^ old.mode) & rules.mode_mask:
+                return True
+        if rules.owner and entry.owner is not None and entry.owner != old.owner:
+            return True
+        return times and not self._same_time(entry, old)
+
+    def _only_source(self, entry: Entry, other: str | None) -> None:
+        """`other` is the key of the destination's next entry, None at its end."""
+        self.release(other)
+        if entry.kind == "dir":
+            self._enter(entry)
+        if self._is_blocked(entry):
+            if entry.kind == "dir" and self.rules.delete and self.rules.directories:
+                self.page.later.append(Action("mkdir", entry.path, entry, None, "new"))
+            return
+        if self.rules.existing:
+            if entry.kind == "dir":
+                self._blocked = entry.path + "/"  # nothing below it can exist either
+            self._skip(entry, None, "does not exist there")
+        elif entry.kind == "dir":
+            self._new_directory(entry)
+        elif entry.kind == "special" or (entry.kind == "link" and not self.rules.links):
+            self.page.specials += 1
+        elif other is not None and other.startswith(entry.path) and before(other, entry.path + "/"):
+            self._waiting.append(entry)
+        elif other == entry.path + "/":
+            self._waiting.append(entry)  # `_only_destination` is about to meet the directory
+        else:
+            self._new(entry)
+
+    def _new_directory(self, entry: Entry) -> None:
+        if not self.rules.directories:
+            return
+        old = self._in_the_way.pop(entry.path, None)
+        if old is None:
+            self._do("mkdir", entry, None, "new")
+            if self.rules.directory_times or (entry.mode or 0o700) & 0o700 != 0o700:
+                self._finish(entry, None, "new")
+            return
+        self._blocked = entry.path + "/"
+        if self.rules.delete:
+            self._touch(entry)
+            self.page.later.append(Action("mkdir", entry.path, entry, old, "replaces a file"))
+            self._finish(entry, None, "new")
+        else:
+            self._conflict(entry, "a file stands where the directory should go")
+
+    def _new(self, entry: Entry) -> None:
+        self._do("link" if entry.kind == "link" else "copy", entry, None, "new")
+
+    def _only_destination(self, old: Entry, key: str) -> None:
+        self.release(key)
+        if old.kind == "dir":
+            for entry in self._waiting:
+                if entry.path == old.path:
+                    self._waiting.remove(entry)
+                    if self.rules.delete:
+                        self._touch(entry)
+                        step: Step = "link" if entry.kind == "link" else "copy"
+                        reason = "replaces a directory"
+                        self.page.later.append(Action(step, entry.path, entry, old, reason))
+                    else:
+                        self._conflict(entry, "a directory stands where the file should go")
+                    break
+        else:
+            if len(self._in_the_way) > 256:
+                self._in_the_way = {
+                    path: one
+                    for path, one in self._in_the_way.items()
+                    if not before(path + "/", self._last_ours)
+                }
+            self._in_the_way[old.path] = old
+        if self.rules.delete:
+            self._touch(old)
+            self.page.deletes.append(old)
+
+    def release(self, other: str | None) -> None:
+        """Let go of waiting entries whose directory can no longer come: the destination is past it."""
+        if self._waiting:
+            kept = []
+            for entry in self._waiting:
+                if other is not None and not before(entry.path + "/", other):
+                    kept.append(entry)
+                else:
+                    self._new(entry)
+            self._waiting = kept
+
+    # -- what comes of them --------------------------------------------------------------------------
+
+    def _do(self, step: Step, entry: Entry, old: Entry | None, reason: str) -> None:
+        if step != "attributes":
+            self._touch(entry)
+        self.page.now.append(Action(step, entry.path, entry, old, reason))
+
+    def _skip(self, entry: Entry, old: Entry | None, reason: str) -> None:
+        if entry.kind == "file":
+            self.page.skipped_files += 1
+            self.page.skipped_bytes += entry.size or 0
+        if self.rules.show_skips:
+            self.page.skips.append(Action("skip", entry.path, entry, old, reason))
+
+    def _conflict(self, entry: Entry, what: str) -> None:
+        error = Conflict(what, hint="--delete lets it be replaced")
+        self.page.faults.append(Fault(entry.path, error))
+
+    def _is_blocked(self, entry: Entry) -> bool:
+        """True below a directory that is not there yet or cannot be made; such copies come later."""
+        if self._blocked is None:
+            return False
+        if not entry.path.startswith(self._blocked):
+            self._blocked = None
+            return False
+        if self.rules.delete and not self.rules.existing and entry.kind != "dir":
+            if entry.kind == "special" or (entry.kind == "link" and not self.rules.links):
+                self.page.specials += 1
+            else:
+                step: Step = "link" if entry.kind == "link" else "copy"
+                self.page.later.append(Action(step, entry.path, entry, None, "new"))
+        return True
+
+    def _enter(self, entry: Entry) -> None:
+        if self.rules.directory_times:
+            self._leave(entry.path)
+            self._above.append(entry)
+
+    def _leave(self, path: str) -> None:
+        while self._above and not path.startswith(self._above[-1].path + "/"):
+            self._touched.discard(self._above.pop().path)
+
+    def _touch(self, entry: Entry) -> None:
+        """Changing an entry changes its directory's time, which must be set again at the end."""
+        if self.rules.directory_times:
+            self._leave(entry.path)
+            if self._above and self._above[-1].path == entry.path.rpartition("/")[0]:
+                self._finish(self._above[-1], None, "changed inside")
+
+    def _finish(self, entry: Entry, old: Entry | None, reason: str) -> None:
+        if self.rules.directory_times:
+            if entry.path in self._touched:
+                return
+            self._touched.add(entry.path)
+        self.page.finish.append(Action("attributes", entry.path, entry, old, reason))
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteGate:
+    """What the user allows: at most `files` or `percent` of the destination's files, None for no limit.
+
+    By default only a run that deletes many *and* most is stopped, so small trees are never in the way.
+    """
+
+    files: int | None = None
+    percent: float | None = None
+    allow_empty_source: bool = False
+
+    def refuses(self, doomed: int, total: int) -> str | None:
+        """The reason to delete nothing of `total` files when `doomed` would go, or None."""
+        share = 100 * doomed / total if total else 0.0
+        described = f"{doomed} of {total} files ({share:.0f} %) would be deleted"
+        if self.files is not None and doomed > self.files:
+            return f"{described}, --max-delete allows {self.files}"
+        if self.percent is not None and share > self.percent:
+            return f"{described}, --max-delete allows {self.percent:g} %"
+        if self.files is None and self.percent is None and doomed > 100 and share > 50:
+            return f"{described}; --max-delete 100% allows it"
+        return None
+
+
+def forbid_deletes(
+    gate: DeleteGate,
+    *,
+    doomed_files: int,
+    destination_files: int,
+    source_entries: int,
+    faults: Iterable[FastsyncError],
+    copy_errors: Iterable[FastsyncError],
+) -> FastsyncError | None:
+    """Rule D: why nothing may be deleted in this run, or None.
+
+    Vanished and changing sources do not count: what is gone cannot be hidden by an error.
+    """
+    for error in faults:
+        return ListingError(f"not deleting: a listing is incomplete ({error})")
+    for error in copy_errors:
+        if error.exit_code != 8:
+            return SafetyStop(f"not deleting: a copy failed ({error})")
+    if source_entries == 0 and not gate.allow_empty_source:
+        return SafetyStop(
+            "not deleting: the source is empty", hint="--allow-empty-source if that is right"
+        )
+    reason = gate.refuses(doomed_files, destination_files)
+    return SafetyStop(f"not deleting: {reason}") if reason else None

@@ -1,0 +1,51 @@
+"""A pool of tasks that take jobs from a short queue, so that planning waits while copying is behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+
+class WorkerPool:
+    """Up to `width` jobs at once. A job reports its own failures; an exception from one is a bug, ends
+    the work and is raised by `submit` or `drain`."""
+
+    def __init__(self, width: int) -> None:
+        self._width = max(1, width)
+        self._jobs: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue(2 * self._width)
+        self._workers: list[asyncio.Task[None]] = []
+        self._bug: BaseException | None = None
+
+    async def submit(self, job: Callable[[], Awaitable[None]]) -> None:
+        """Queue a job; waits while the queue is full."""
+        self._raise_bug()
+        if not self._workers or (len(self._workers) < self._width and not self._jobs.empty()):
+            self._workers.append(asyncio.create_task(self._work()))
+        await self._jobs.put(job)
+
+    async def drain(self) -> None:
+        """Wait until every job is done."""
+        await self._jobs.join()
+        self._raise_bug()
+
+    async def stop(self) -> None:
+        """Cancel what runs, forget what waits, and return when nothing of either is left."""
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+        self._workers.clear()
+
+    async def _work(self) -> None:
+        while True:
+            job = await self._jobs.get()
+            try:
+                if self._bug is None:
+                    await job()
+            except Exception as bug:
+                self._bug = bug
+            finally:
+                self._jobs.task_done()
+
+    def _raise_bug(self) -> None:
+        if self._bug is not None:
+            raise self._bug

@@ -1,0 +1,1 @@
+"""Local disks: the protocol behind plain paths and ``file://`` locations."""

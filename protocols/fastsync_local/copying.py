@@ -1,0 +1,494 @@
+"""Copy files inside the kernel's reach: small ones in a tight loop, large ones down a ladder of calls.
+
+The ladder: share the blocks (FICLONE), ``copy_file_range``, ``sendfile``, ``preadv``/``pwrite``. Each rung
+falls through on the errnos that mean "not here". Every rung but the last returns 0 past the end of a
+source that shrank, and says nothing; so bytes are counted, and only the last rung decides.
+
+A file appears by rename with mode and time already set. The source is held open and its state compared
+before and after; mmap is not used, for a source that shrinks under a map kills the process (SIGBUS).
+
+Imports are few on purpose: a helper process runs this module and should start in 20 ms.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import stat
+
+from fastsync.errors import FastsyncError
+from fastsync_local.held import HeldDirectories
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Final, TypeAlias
+
+    # Source path, destination path, size, mtime_ns, mode, owner.
+    Job: TypeAlias = tuple[str, str, int, int, int, tuple[int, int] | None]
+    # What went wrong: kind ("read", "write", "changed", "vanished", "name", "stopped"), errno, text.
+    Problem: TypeAlias = tuple[str, int, str]
+
+# One buffer per lane; a file that fits is one read and one write. 128 KiB is where a larger buffer
+# stopped to help and read+write stopped to beat copy_file_range (benches/ladder.py).
+BUFFER: Final = 128 << 10
+# How much one call may move: cancellation and progress wait for it.
+STEP: Final = 32 << 20
+
+FICLONE: Final = 0x40049409  # ioctl_ficlone(2); in the fcntl module only from Python 3.12 on
+
+# "This pair of files cannot do it this way", as opposed to "it went wrong".
+_NOT_HERE: Final = frozenset(
+    {
+        errno.EXDEV,
+        errno.EINVAL,
+        errno.ENOSYS,
+        errno.EOPNOTSUPP,
+        errno.ENOTTY,
+        errno.EPERM,
+        errno.EBADF,
+        errno.ETXTBSY,
+    }
+)
+_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_INPLACE: Final = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_SPECIAL_BITS: Final = 0o7000
+
+
+class SourceChanged(Exception):
+    """The source is not, or no longer, the file that was listed."""
+
+
+class SourceVanished(Exception):
+    """The source is gone."""
+
+
+class Stopped(Exception):
+    """The run was cancelled; the file in hand is dropped."""
+
+
+class Rules:
+    """What a copy keeps and how it lands: the fields of `WriteOptions`, and whether links are followed."""
+
+    __slots__ = ("durable", "follow", "inplace", "mode", "mtime", "owner", "sparse", "special")
+
+    def __init__(
+        self,
+        *,
+        follow: bool = False,
+        mtime: bool = True,
+        mode: bool = True,
+        owner: bool = False,
+        special: bool = False,
+        inplace: bool = False,
+        durable: bool = False,
+        sparse: bool = False,
+    ) -> None:
+        self.follow = follow
+        self.mtime = mtime
+        self.mode = mode
+        self.owner = owner
+        self.special = special
+        self.inplace = inplace
+        self.durable = durable
+        self.sparse = sparse
+
+    def as_dict(self) -> dict[str, bool]:
+        """The keyword arguments that make an equal one, for the way to a helper process."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+class Names:
+    """Temporary names, ``.fs-<16 hex digits>.part``: 25 bytes whatever the target is called."""
+
+    def __init__(self) -> None:
+        self._next = int.from_bytes(os.urandom(8), "big")
+
+    def new(self) -> str:
+        self._next = (self._next + 1) & 0xFFFFFFFFFFFFFFFF
+        return f".fs-{self._next:016x}.part"
+
+
+def split(path: str) -> tuple[str, str]:
+    """Directory and last component; the component is checked here, the directory when it is entered."""
+    directory, slash, name = path.rpartition("/")
+    if name in ("", ".", "..") or "\0" in path or (slash and not directory):
+        from fastsync.errors import NameRefused
+
+        raise NameRefused("the name cannot be used below the destination", where=path)
+    return directory, name
+
+
+class Ladder:
+    """Copies ranges between open files, and remembers per pair of devices which rungs work there."""
+
+    def __init__(self, stopped: Callable[[], bool], moved: Callable[[int], object]) -> None:
+        self._stopped = stopped
+        self._moved = moved
+        self._refused: set[tuple[str, int, int]] = set()
+        self._buffer: memoryview | None = None
+
+    def copy(
+        self,
+        source: int,
+        target: int,
+        start: int,
+        stop: int,
+        devices: tuple[int, int],
+        *,
+        alone: bool,
+    ) -> None:
+        """Move the bytes [start, stop) to the same offsets of `target`.
+
+        `alone` says that nobody else uses the descriptors' positions, which sendfile needs. Raises
+        SourceChanged when the source ends before `stop`, Stopped, OSError.
+        """
+        position = start
+        for name, rung in (
+            ("copy_file_range", self._by_copy_file_range),
+            ("sendfile", self._by_sendfile),
+        ):
+            if position == stop or (name == "sendfile" and not alone):
+                continue
+            if (name, *devices) in self._refused:
+                continue
+            try:
+                position = rung(source, target, position, stop)
+            except OSError as error:
+                if error.errno not in _NOT_HERE:
+                    raise
+                # These rungs move nothing in a call that fails; what earlier calls moved is redone.
+                self._refused.add((name, *devices))
+        if position < stop:
+            self._by_buffer(source, target, position, stop)
+
+    def clone(self, source: int, target: int, devices: tuple[int, int]) -> bool:
+        """Share all blocks of the source with an empty target, where the filesystem can."""
+        if devices[0] != devices[1] or ("clone", *devices) in self._refused:
+            return False
+        import fcntl
+
+        try:
+            fcntl.ioctl(target, FICLONE, source)
+        except OSError as error:
+            if error.errno not in _NOT_HERE:
+                raise
+            self._refused.add(("clone", *devices))
+            return False
+        return True
+
+    def _step(self, position: int, stop: int) -> int:
+        if self._stopped():
+            raise Stopped
+        return min(STEP, stop - position)
+
+    def _by_copy_file_range(self, source: int, target: int, position: int, stop: int) -> int:
+        while position < stop:
+            count = self._step(position, stop)
+            done = os.copy_file_range(source, target, count, position, position)
+            if done == 0:
+                break
+            position += done
+            self._moved(done)
+        return position
+
+    def _by_sendfile(self, source: int, target: int, position: int, stop: int) -> int:
+        os.lseek(target, position, os.SEEK_SET)
+        while position < stop:
+            done = os.sendfile(target, source, position, self._step(position, stop))
+            if done == 0:
+                break
+            position += done
+            self._moved(done)
+        return position
+
+    def _by_buffer(self, source: int, target: int, position: int, stop: int) -> None:
+        if self._buffer is None:
+            self._buffer = memoryview(bytearray(BUFFER))
+        buffer = self._buffer
+        while position < stop:
+            self._step(position, stop)
+            count = os.preadv(source, [buffer[: stop - position]], position)
+            if count == 0:
+                raise SourceChanged("the file became shorter while it was copied")
+            write_all(target, buffer[:count], position)
+            position += count
+            self._moved(count)
+
+
+def write_all(fd: int, data: memoryview, position: int) -> None:
+    """pwrite until everything is written. Raises OSError."""
+    while data:
+        done = os.pwrite(fd, data, position)
+        data = data[done:]
+        position += done
+
+
+def data_ranges(fd: int, size: int, *, sparse: bool) -> Iterator[tuple[int, int]]:
+    """The ranges of a file that hold data; all of it as one range unless `sparse` asks for the holes."""
+    if not sparse:
+        if size:
+            yield 0, size
+        return
+    position = 0
+    while position < size:
+        try:
+            start = os.lseek(fd, position, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return  # only a hole is left
+            raise
+        stop = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+        if start < stop:
+            yield start, stop
+        position = max(stop, start + 1)
+
+
+def same_state(before: os.stat_result, after: os.stat_result) -> bool:
+    """True when nothing was written to a file between two looks at its descriptor."""
+    return (
+        before.st_size == after.st_size
+        and before.st_mtime_ns == after.st_mtime_ns
+        and before.st_ctime_ns == after.st_ctime_ns
+    )
+
+
+def open_source(
+    directory: int, name: str, size: int, mtime_ns: int, *, follow: bool
+) -> tuple[int, os.stat_result]:
+    """Open a listed file and make sure it is still the one that was listed.
+
+    O_NONBLOCK keeps a FIFO that took the file's place from blocking the open. Raises SourceChanged,
+    SourceVanished, OSError.
+    """
+    try:
+        fd = os.open(name, _READ & ~os.O_NOFOLLOW if follow else _READ, dir_fd=directory)
+    except FileNotFoundError:
+        raise SourceVanished from None
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise SourceChanged("the file was replaced since it was listed") from None
+        raise
+    try:
+        status = os.fstat(fd)
+        if (
+            status.st_size != size
+            or status.st_mtime_ns != mtime_ns
+            or not stat.S_ISREG(status.st_mode)
+        ):
+            raise SourceChanged("the file was written to since it was listed")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, status
+
+
+class Target:
+    """A file being written in a held directory, under a temporary name until `finish` renames it."""
+
+    __slots__ = ("_directory", "_name", "_rules", "_temporary", "fd")
+
+    def __init__(self, directory: int, name: str, names: Names, rules: Rules) -> None:
+        self._directory = directory
+        self._name = name
+        self._rules = rules
+        self._temporary = name if rules.inplace else names.new()
+        flags = _INPLACE if rules.inplace else _CREATE
+        while True:
+            try:
+                self.fd = os.open(self._temporary, flags, 0o600, dir_fd=directory)
+                break
+            except FileExistsError:
+                self._temporary = Names().new()
+        if rules.inplace and not stat.S_ISREG(os.fstat(self.fd).st_mode):
+            os.close(self.fd)
+            raise OSError(errno.EEXIST, "something that is no regular file stands there")
+
+    def finish(self, size: int, mtime_ns: int, mode: int, owner: tuple[int, int] | None) -> None:
+        """Set length (in place only), owner, mode and time, then let the file appear. Raises OSError."""
+        rules, fd = self._rules, self.fd
+        if rules.inplace or rules.sparse:
+            os.ftruncate(fd, size)
+        if rules.owner and owner is not None:
+            set_owner(fd, owner)
+        os.fchmod(fd, final_mode(mode, rules))
+        if rules.mtime:
+            os.utime(fd, ns=(mtime_ns, mtime_ns))
+        if rules.durable:
+            os.fsync(fd)
+        self.fd = -1
+        os.close(fd)
+        if not rules.inplace:
+            os.rename(
+                self._temporary, self._name, src_dir_fd=self._directory, dst_dir_fd=self._directory
+            )
+            self._temporary = ""
+
+    def drop(self) -> None:
+        """Leave nothing behind. Idempotent; an in-place target stays, as its user accepted."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+        if self._temporary and not self._rules.inplace:
+            try:
+                os.unlink(self._temporary, dir_fd=self._directory)
+            except OSError:
+                pass  # there is nobody to tell, and the reason that led here is being raised
+            self._temporary = ""
+
+
+@functools.cache
+def umask() -> int:
+    """The process's umask, from /proc: asking the system call means changing it for other threads."""
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+            for line in status:
+                if line.startswith("Umask:"):
+                    return int(line.split()[1], 8)
+    except OSError:
+        pass
+    return 0o022
+
+
+def final_mode(mode: int, rules: Rules) -> int:
+    """The permission bits a file ends with: the source's, or a new file's when modes are not kept."""
+    if not rules.mode:
+        return 0o666 & ~umask()
+    return mode & 0o7777 if rules.special else mode & 0o777
+
+
+def set_owner(fd: int, owner: tuple[int, int]) -> None:
+    """Owner and group as far as we may: without privileges the group alone, or neither."""
+    try:
+        os.fchown(fd, *owner)
+    except PermissionError:
+        try:
+            os.fchown(fd, -1, owner[1])
+        except PermissionError:
+            pass
+
+
+class Copier:
+    """Copies batches of files between two held roots, one after the other, on one thread.
+
+    Owns both root descriptors. `stopped` is asked between files and between large steps; `moved` hears
+    of bytes.
+    """
+
+    def __init__(
+        self,
+        source_root: int,
+        target_root: int,
+        rules: Rules,
+        *,
+        stopped: Callable[[], bool],
+        moved: Callable[[int], object],
+    ) -> None:
+        self._sources = HeldDirectories(source_root, follow=rules.follow)
+        self._targets = HeldDirectories(target_root)
+        self._rules = rules
+        self._stopped = stopped
+        self._moved = moved
+        self._names = Names()
+        self._ladder = Ladder(stopped, moved)
+        self._buffer = bytearray(BUFFER)
+        self._unsynced: str | None = None
+        self._reading = False  # which side an OSError is about
+
+    def close(self) -> None:
+        self._sources.close()
+        self._targets.close()
+
+    def run(self, jobs: Sequence[Job]) -> list[Problem | None]:
+        """Copy each job; a problem with one does not stop the next, being stopped does."""
+        results: list[Problem | None] = []
+        for job in jobs:
+            if self._stopped():
+                results.append(("stopped", 0, ""))
+                continue
+            try:
+                self._copy(job)
+            except Stopped:
+                results.append(("stopped", 0, ""))
+            except SourceVanished:
+                results.append(("vanished", 0, "the file is gone since it was listed"))
+            except SourceChanged as error:
+                results.append(("changed", 0, str(error)))
+            except FastsyncError as error:
+                results.append(("name", 0, error.message))
+            except OSError as error:
+                side = "read" if self._reading else "write"
+                results.append((side, error.errno or 0, error.strerror or str(error)))
+            else:
+                results.append(None)
+        if self._rules.durable:
+            self._sync_directory(None)
+        return results
+
+    def _copy(self, job: Job) -> None:
+        path, to, size, mtime_ns, mode, owner = job
+        rules = self._rules
+        directory, name = split(path)
+        to_directory, to_name = split(to)
+        self._reading = True
+        source, before = open_source(
+            self._source_directory(directory), name, size, mtime_ns, follow=rules.follow
+        )
+        self._reading = False
+        try:
+            if rules.durable:
+                self._sync_directory(to_directory)
+            target = Target(
+                self._targets.get(to_directory, create=True), to_name, self._names, rules
+            )
+            try:
+                if size < BUFFER and not rules.sparse:
+                    # One byte more than the file has, so that one that grew is noticed here.
+                    self._reading = True
+                    if os.readv(source, [self._buffer]) != size:
+                        raise SourceChanged("the file changed while it was copied")
+                    self._reading = False
+                    if size:
+                        view = memoryview(self._buffer)[:size]
+                        done = os.write(target.fd, view)
+                        if done != size:
+                            write_all(target.fd, view[done:], done)
+                        self._moved(size)
+                else:
+                    self._copy_large(source, before, target, size)
+                if not same_state(before, os.fstat(source)):
+                    raise SourceChanged("the file changed while it was copied")
+                target.finish(size, mtime_ns, mode, owner)
+            except BaseException:
+                target.drop()
+                raise
+        finally:
+            os.close(source)
+
+    def _copy_large(self, source: int, before: os.stat_result, target: Target, size: int) -> None:
+        devices = (before.st_dev, os.fstat(target.fd).st_dev)
+        if not self._rules.inplace and self._ladder.clone(source, target.fd, devices):
+            self._moved(size)
+            return
+        if self._rules.inplace and self._rules.sparse:
+            os.ftruncate(target.fd, 0)  # what is not written over must be a hole
+        for start, stop in data_ranges(source, size, sparse=self._rules.sparse):
+            self._ladder.copy(source, target.fd, start, stop, devices, alone=True)
+
+    def _source_directory(self, path: str) -> int:
+        try:
+            return self._sources.get(path)
+        except FileNotFoundError:
+            raise SourceVanished from None
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENOTDIR) and not self._rules.follow:
+                raise SourceChanged("a directory above the file was replaced") from None
+            raise
+
+    def _sync_directory(self, path: str | None) -> None:
+        """Make the renames in the directory used last durable before another one is used."""
+        if self._unsynced is not None and self._unsynced != path:
+            os.fsync(self._targets.get(self._unsynced))
+        self._unsynced = path

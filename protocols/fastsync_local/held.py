@@ -1,0 +1,111 @@
+"""Directories held open below a root, reached one component at a time and never through a link.
+
+``O_NOFOLLOW`` on the last component is not enough: whoever can rename a directory in the middle could
+send a write elsewhere. So every directory below the root is opened relative to its held parent, and all
+later calls are relative to the descriptor (the lesson of rsync 3.5.0, SECURITY.md).
+"""
+
+from __future__ import annotations
+
+import os
+
+from fastsync.names import safe_parts
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+# A deep tree must not use up the process's descriptors: levels this far above the current one are
+# closed and opened again from the nearest one still held.
+MAX_HELD: Final = 48
+
+
+def open_root(path: str) -> int:
+    """The root itself may be reached through links: it is the user's own word.
+
+    Raises OSError.
+    """
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+class HeldDirectories:
+    """The chain of descriptors from a root to the directory used last.
+
+    Made for walks in listing order: neighbours share most of their path. Not thread-safe; every lane
+    of work has its own. Owns `root_fd`. `follow` is for sources whose links the user asked to follow.
+    """
+
+    def __init__(self, root_fd: int, *, follow: bool = False) -> None:
+        self._root_fd = root_fd
+        self._flags = OPEN_DIRECTORY & ~os.O_NOFOLLOW if follow else OPEN_DIRECTORY
+        self._names: list[str] = []
+        self._fds: list[int | None] = []
+        self._path = ""
+        self._fd = root_fd
+
+    def get(self, path: str, *, create: bool = False) -> int:
+        """A descriptor of the directory at `path` below the root, valid until the next call.
+
+        With `create`, missing directories are made. Raises OSError (ELOOP or ENOTDIR when a component
+        is no directory of ours) and NameRefused.
+        """
+        if path == self._path:
+            return self._fd
+        names = safe_parts(path) if path else ()
+        self._keep_common(names)
+        level = len(self._fds)
+        while level and self._fds[level - 1] is None:
+            level -= 1
+        fd: int | None = self._fds[level - 1] if level else self._root_fd
+        assert fd is not None
+        for index in range(level, len(names)):
+            fd = self._enter(fd, names[index], create=create)
+            if index < len(self._fds):
+                self._fds[index] = fd
+            else:
+                self._names.append(names[index])
+                self._fds.append(fd)
+            self._drop(index - MAX_HELD)
+        self._path, self._fd = path, fd
+        return fd
+
+    def _enter(self, parent: int, name: str, *, create: bool) -> int:
+        try:
+            return os.open(name, self._flags, dir_fd=parent)
+        except FileNotFoundError:
+            if not create:
+                raise
+        try:
+            os.mkdir(name, dir_fd=parent)
+        except FileExistsError:
+            pass  # another lane made it meanwhile
+        return os.open(name, self._flags, dir_fd=parent)
+
+    def _keep_common(self, names: tuple[str, ...]) -> None:
+        common = 0
+        for ours, theirs in zip(self._names, names, strict=False):
+            if ours != theirs:
+                break
+            common += 1
+        # The state stays true if opening the rest fails: this is where the chain ends now.
+        for index in range(common, len(self._fds)):
+            self._drop(index)
+        del self._fds[common:], self._names[common:]
+        self._path, self._fd = "\0", -1
+
+    def _drop(self, index: int) -> None:
+        if index >= 0 and (fd := self._fds[index]) is not None:
+            os.close(fd)
+            self._fds[index] = None
+
+    def close(self) -> None:
+        """Close everything, the root too. Idempotent."""
+        for index in range(len(self._fds)):
+            self._drop(index)
+        self._fds.clear()
+        self._names.clear()
+        if self._root_fd >= 0:
+            os.close(self._root_fd)
+        self._root_fd = -1

@@ -1,0 +1,330 @@
+"""List a tree in ascending byte order of the full path, with held descriptors and flat memory.
+
+The walk runs in plain rows (tuples of the fields of `Entry`) so that a helper process can run it and
+send its pages through a pipe; it can start after any key it has yielded before.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+
+from fastsync_local.held import MAX_HELD, OPEN_DIRECTORY
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Final, TypeAlias
+
+    from fastsync.backend import Kind, LinkPolicy
+
+    # The fields of Entry, in its order.
+    Row: TypeAlias = tuple[
+        str, Kind, int | None, int | None, int, str | None, None, tuple[int, int] | None
+    ]
+    # Path, errno, text.
+    RowFault: TypeAlias = tuple[str, int, str]
+    # Rows, faults, and the key to start after, should somebody else go on from here.
+    RowPage: TypeAlias = tuple[list[Row], list[RowFault], str]
+
+FIRST_PAGE: Final = 256
+PAGE: Final = 2048
+
+# scandir's objects take about 300 bytes each; above this many in one directory only names are kept.
+_MANY: Final = 1 << 15
+
+TEMPORARY: Final = re.compile(r"\.fs-[0-9a-f]{16}\.part")
+
+
+class _Level:
+    """One directory on the way down: its sorted keys ("name" or "name/") and how far we are."""
+
+    __slots__ = ("fd", "identity", "index", "items", "keys", "name", "prefix")
+
+    def __init__(self, fd: int, name: str, prefix: str, identity: tuple[int, int]) -> None:
+        self.fd: int | None = fd
+        self.name = name
+        self.prefix = prefix
+        self.identity = identity
+        self.index = 0
+        self.keys: list[str] = []
+        self.items: list[os.DirEntry[str]] | None = None
+
+    def close(self) -> None:
+        if self.fd is not None:
+            os.close(self.fd)
+            self.fd = None
+
+    def let_go(self) -> None:
+        """Close the descriptor for now. The root's stays: it has no name to be opened by again."""
+        if self.name:
+            self.items = None  # scandir's objects would go on using the number
+            self.close()
+
+
+def sorted_as_bytes(keys: list[str]) -> list[str]:
+    """Sort by the bytes of the names.
+
+    UTF-8 keeps the order of code points, so plain string order is right unless a name has lone
+    surrogates, the stand-ins for bytes that are not UTF-8 (PEP 383).
+    """
+    try:
+        "".join(keys).encode()
+    except UnicodeEncodeError:
+        keys.sort(key=os.fsencode)
+    else:
+        keys.sort()
+    return keys
+
+
+class Walk:
+    """An iterator of pages over the tree below `root_fd`, which it owns.
+
+    `after` is the `last` of a page of an earlier walk: the new one goes on behind it. An entry that is
+    gone by the time it is looked at is left out: it vanished, nothing was missed. Anything else that
+    cannot be looked at is a fault. Raises OSError only if the root cannot be read.
+    """
+
+    def __init__(
+        self,
+        root_fd: int,
+        *,
+        recursive: bool = True,
+        links: LinkPolicy = "keep",
+        owner: bool = False,
+        prune: Callable[[str], bool] | None = None,
+        after: str = "",
+    ) -> None:
+        self._recursive = recursive
+        self._links = links
+        self._follow = links == "follow"
+        self._owner = owner
+        self._prune = prune
+        self._rows: list[Row] = []
+        self._faults: list[RowFault] = []
+        self._stack: list[_Level] = []
+        self._after = after
+        status = os.fstat(root_fd)
+        root = _Level(root_fd, "", "", (status.st_dev, status.st_ino))
+        try:
+            self._list(root)
+        except BaseException:
+            root.close()
+            raise
+        self._stack.append(root)
+
+    def close(self) -> None:
+        """Close every descriptor. Idempotent."""
+        for level in self._stack:
+            level.close()
+        self._stack.clear()
+
+    def __iter__(self) -> Iterator[RowPage]:
+        want = FIRST_PAGE
+        try:
+            while self._stack:
+                last = self._step(want)
+                if len(self._rows) >= want or not self._stack:
+                    rows, faults = self._rows, self._faults
+                    self._rows, self._faults = [], []
+                    if rows or faults:
+                        yield rows, faults, last
+                    want = PAGE
+        finally:
+            self.close()
+
+    def _step(self, want: int) -> str:
+        """Advance by a run of non-directories, or into or out of one directory; the key reached."""
+        level = self._stack[-1]
+        keys, index = level.keys, level.index
+        if index >= len(keys):
+            level.close()
+            self._stack.pop()
+            return level.prefix
+        key = keys[index]
+        if self._after and self._skip(level, key):
+            return level.prefix + key
+        if key[-1] == "/":
+            level.index += 1
+            self._directory(level, key[:-1], index)
+            return level.prefix + key
+        # At least one row, so that every step moves; at most to the next directory or the page's end.
+        stop = min(len(keys), index + max(1, want - len(self._rows)))
+        end = index + 1
+        while end < stop and keys[end][-1] != "/":
+            end += 1
+        level.index = end
+        self._files(level, index, end)
+        return level.prefix + keys[end - 1]
+
+    def _skip(self, level: _Level, key: str) -> bool:
+        """Pass over what the walk that we continue has yielded; true when `key` was dealt with."""
+        here = level.prefix + key
+        if key[-1] == "/" and self._after.startswith(here):
+            # Its row was yielded, its inside may not have been.
+            if self._after == here:
+                self._after = ""
+            level.index += 1
+            self._enter(level, key[:-1], here[:-1])
+            return True
+        if os.fsencode(here) <= os.fsencode(self._after):
+            level.index += 1
+            return True
+        self._after = ""
+        return False
+
+    def _descriptor(self, level: _Level) -> int:
+        """The level's descriptor, opened again from above if the tree is so deep that it was closed."""
+        if level.fd is not None:
+            return level.fd
+        depth = self._stack.index(level)
+        held = depth
+        while self._stack[held].fd is None:
+            held -= 1
+        fd = os.dup(self._stack[held].fd or 0)
+        for below in self._stack[held + 1 : depth + 1]:
+            try:
+                child = os.open(below.name, OPEN_DIRECTORY, dir_fd=fd)
+            finally:
+                os.close(fd)
+            fd = child
+            status = os.fstat(fd)
+            if (status.st_dev, status.st_ino) != below.identity:
+                os.close(fd)
+                raise OSError(errno.ESTALE, "the directory was replaced during the walk")
+        level.fd = fd
+        return fd
+
+    # -- one directory -------------------------------------------------------------------------------
+
+    def _list(self, level: _Level) -> None:
+        assert level.fd is not None
+        by_key: dict[str, os.DirEntry[str]] = {}
+        temporary = TEMPORARY.fullmatch
+        follow = self._follow
+        with os.scandir(level.fd) as found:
+            for item in found:
+                name = item.name
+                if name[0] == "." and temporary(name):
+                    continue
+                by_key[name + "/" if item.is_dir(follow_symlinks=follow) else name] = item
+        level.keys = sorted_as_bytes(list(by_key))
+        if len(by_key) <= _MANY:
+            level.items = [by_key[key] for key in level.keys]
+
+    def _directory(self, level: _Level, name: str, index: int) -> None:
+        path = level.prefix + name
+        try:
+            status = self._lookup(level, name, index)
+        except OSError as error:
+            self._fault(path, error)
+            return
+        if not stat.S_ISDIR(status.st_mode):
+            self._rows.extend(self._row(level, name, status))
+            return
+        owner = (status.st_uid, status.st_gid) if self._owner else None
+        mode = status.st_mode & 0o7777
+        self._rows.append((path, "dir", None, status.st_mtime_ns, mode, None, None, owner))
+        prune = self._prune
+        if self._recursive and not (prune is not None and prune(path)):
+            self._enter(level, name, path)
+
+    def _enter(self, level: _Level, name: str, path: str) -> None:
+        fd = -1
+        try:
+            flags = OPEN_DIRECTORY & ~os.O_NOFOLLOW if self._follow else OPEN_DIRECTORY
+            fd = os.open(name, flags, dir_fd=self._descriptor(level))
+            status = os.fstat(fd)
+            identity = (status.st_dev, status.st_ino)
+            if self._follow and any(identity == above.identity for above in self._stack):
+                raise OSError(errno.ELOOP, "a symbolic link leads back to a directory above it")
+            inner = _Level(fd, name, path + "/", identity)
+            self._list(inner)
+        except OSError as error:
+            if fd >= 0:
+                os.close(fd)
+            self._fault(path, error)
+            return
+        self._stack.append(inner)
+        # Links may not be reopened by name, so under -L a very deep tree keeps its descriptors.
+        if len(self._stack) > MAX_HELD and not self._follow:
+            self._stack[-MAX_HELD].let_go()
+
+    # -- rows ----------------------------------------------------------------------------------------
+
+    def _lookup(self, level: _Level, name: str, index: int) -> os.stat_result:
+        if level.items is not None:
+            return level.items[index].stat(follow_symlinks=self._follow)
+        return os.stat(name, dir_fd=self._descriptor(level), follow_symlinks=self._follow)
+
+    def _files(self, level: _Level, start: int, end: int) -> None:
+        names: Sequence[str] = level.keys[start:end]
+        prefix = level.prefix
+        if not self._follow and not self._owner:
+            try:
+                if level.items is not None:
+                    states = [item.stat(follow_symlinks=False) for item in level.items[start:end]]
+                else:
+                    fd = self._descriptor(level)
+                    states = [os.stat(name, dir_fd=fd, follow_symlinks=False) for name in names]
+            except OSError:
+                pass  # one of them is gone or unreadable: take them one by one
+            else:
+                rows = self._rows
+                for name, status in zip(names, states, strict=True):
+                    mode = status.st_mode
+                    if mode & 0o170000 == 0o100000:
+                        rows.append(
+                            (
+                                prefix + name,
+                                "file",
+                                status.st_size,
+                                status.st_mtime_ns,
+                                mode & 0o7777,
+                                None,
+                                None,
+                                None,
+                            )
+                        )
+                    else:
+                        rows.extend(self._row(level, name, status))
+                return
+        for index in range(start, end):
+            name = level.keys[index]
+            try:
+                status = self._lookup(level, name, index)
+            except OSError as error:
+                self._fault(prefix + name, error)
+            else:
+                self._rows.extend(self._row(level, name, status))
+
+    def _row(self, level: _Level, name: str, status: os.stat_result) -> list[Row]:
+        path = level.prefix + name
+        mode = status.st_mode
+        target: str | None = None
+        kind: Kind = "special"
+        size: int | None = None
+        if stat.S_ISREG(mode):
+            kind, size = "file", status.st_size
+        elif stat.S_ISLNK(mode):
+            if self._links == "skip":
+                return []
+            kind = "link"
+            try:
+                target = os.readlink(name, dir_fd=self._descriptor(level))
+            except OSError as error:
+                self._fault(path, error)
+                return []
+        elif stat.S_ISDIR(mode):
+            # A file was replaced by a directory since it was read; the next run will see it.
+            self._fault(path, OSError(errno.ESTALE, "became a directory during the walk"))
+            return []
+        owner = (status.st_uid, status.st_gid) if self._owner else None
+        return [(path, kind, size, status.st_mtime_ns, mode & 0o7777, target, None, owner)]
+
+    def _fault(self, path: str, error: OSError) -> None:
+        # Under -L "no such file" is what a dangling link says, and that one is there.
+        if error.errno != errno.ENOENT or self._follow:
+            self._faults.append((path, error.errno or 0, error.strerror or str(error)))

@@ -1,0 +1,108 @@
+"""The helper process: copies batches and walks trees for the main one, on another processor.
+
+It speaks frames on its standard input and output: four bytes of length, then a marshalled tuple. It
+leaves Ctrl-C to its parent, stops after the file in hand on SIGTERM, and ends when its input does; so
+a parent that is killed leaves a helper that finishes its batch and goes.
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+import signal
+import sys
+import time
+
+from fastsync_local.copying import Copier, Rules
+from fastsync_local.held import open_root
+from fastsync_local.walk import Walk
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from fastsync_local.copying import Problem
+
+_stopped: list[int] = []  # the signals that asked us to stop
+
+
+def read_frame(fd: int) -> Any:
+    """The next frame, or None at the end of the stream. Raises OSError."""
+    header = _read_exactly(fd, 4)
+    if header is None:
+        return None
+    body = _read_exactly(fd, int.from_bytes(header, "big"))
+    return None if body is None else marshal.loads(body)
+
+
+def write_frame(fd: int, value: Any) -> None:
+    """Send one frame. Raises OSError (BrokenPipeError when the other side is gone)."""
+    body = marshal.dumps(value)
+    view = memoryview(len(body).to_bytes(4, "big") + body)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _read_exactly(fd: int, count: int) -> bytes | None:
+    chunks = []
+    while count:
+        chunk = os.read(fd, count)
+        if not chunk:
+            return None
+        chunks.append(chunk)
+        count -= len(chunk)
+    return b"".join(chunks)
+
+
+def open_same_root(path: str, identity: tuple[int, int]) -> int:
+    """Open a root by the path the parent opened it by, and make sure it is the same directory."""
+    fd = open_root(path)
+    status = os.fstat(fd)
+    if (status.st_dev, status.st_ino) != identity:
+        os.close(fd)
+        raise OSError(f"{path} was replaced during the run")
+    return fd
+
+
+def _copy(copiers: dict[Any, Copier], source: Any, target: Any, rules: Any, jobs: Any) -> Any:
+    key = (source, target)
+    copier = copiers.get(key)
+    if copier is None:
+        for old in copiers.values():
+            old.close()
+        copiers.clear()
+        copier = copiers[key] = Copier(
+            open_same_root(*source),
+            open_same_root(*target),
+            Rules(**rules),
+            stopped=lambda: bool(_stopped),
+            moved=lambda _count: None,
+        )
+    wall, cpu = time.monotonic(), time.process_time()
+    results: list[Problem | None] = copier.run(jobs)
+    return results, time.monotonic() - wall, time.process_time() - cpu
+
+
+def main() -> None:
+    """Serve until the input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, _frame: _stopped.append(number))
+    requests = os.dup(0)
+    replies = os.dup(1)
+    copiers: dict[Any, Copier] = {}
+    while (request := read_frame(requests)) is not None:
+        verb, *arguments = request
+        try:
+            if verb == "copy":
+                write_frame(replies, ("done", *_copy(copiers, *arguments)))
+            else:
+                root, options, after = arguments
+                for page in Walk(open_same_root(*root), after=after, **options):
+                    if _stopped:
+                        sys.exit(0)
+                    write_frame(replies, ("page", *page))
+                write_frame(replies, ("done",))
+        except BrokenPipeError:
+            return
+        except OSError as error:
+            write_frame(replies, ("failed", error.errno or 0, error.strerror or str(error)))
