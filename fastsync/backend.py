@@ -22,7 +22,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import (
+    Final,
+    Literal,
+    NamedTuple,
+    Protocol,
+    TypeAlias,
+    TypeGuard,
+    TypeVar,
+    runtime_checkable,
+)
 
 from fastsync.errors import FastsyncError
 from fastsync.location import Location
@@ -187,8 +196,8 @@ class Source(Protocol):
         """The bytes [start, stop) of exactly this version of `entry`; None reads to the end.
 
         A buffer is valid until the next one is asked for, and no larger than `READ_BUFFER`, so that the
-        engine can account for it. Raises Changed when the file is no longer the
-        one that was listed, Vanished when it is gone; fewer bytes than asked for never pass silently.
+        engine can account for it. Raises Changed when the file is no longer the one that was listed,
+        Vanished when it is gone; fewer bytes than asked for never pass silently.
         """
         ...
 
@@ -273,7 +282,7 @@ class KeepsDirectories(Protocol):
         self, entries: Sequence[Entry], options: WriteOptions
     ) -> list[FastsyncError | None]:
         """Make each directory, parents first, with its mode; writable by us until the run ends.
-        One that stands already is fine."""
+        One that stands already is fine. "" is the location itself."""
         ...
 
 
@@ -295,7 +304,8 @@ class SetsAttributes(Protocol):
     async def set_attributes(
         self, jobs: Sequence[CopyJob], options: WriteOptions
     ) -> list[FastsyncError | None]:
-        """Give each path the mtime, mode and owner of its entry, as far as `options` keeps them."""
+        """Give each path the mtime, mode and owner of its entry, as far as `options` keeps them.
+        "" is the location itself."""
         ...
 
 
@@ -379,3 +389,17 @@ class Backend(Protocol):
     async def aclose(self) -> None:
         """Release connections and helper processes. Idempotent."""
         ...
+
+
+_Ability = TypeVar("_Ability")
+_offered: dict[tuple[type, type], bool] = {}
+
+
+def offers(store: object, ability: type[_Ability]) -> TypeGuard[_Ability]:
+    """``isinstance`` for abilities, remembered per class: looking at every method of a protocol takes
+    7 us, and the engine asks for every file."""
+    key = (type(store), ability)
+    answer = _offered.get(key)
+    if answer is None:
+        answer = _offered[key] = isinstance(store, ability)
+    return answer

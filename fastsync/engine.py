@@ -31,6 +31,7 @@ from fastsync.backend import (
     Sink,
     Source,
     WriteOptions,
+    offers,
 )
 from fastsync.budget import Budget
 from fastsync.errors import (
@@ -323,12 +324,12 @@ class Engine:
         jobs = [CopyJob(action.entry, work.target(action.path)) for action in actions]
         answers: list[FastsyncError | None] = [None] * len(jobs)
         if not self._dry_run:
-            if step == "mkdir" and isinstance(sink, KeepsDirectories):
+            if step == "mkdir" and offers(sink, KeepsDirectories):
                 entries = [job.entry._replace(path=job.path) for job in jobs]
                 answers = await sink.make_directories(entries, write)
-            elif step == "link" and isinstance(sink, KeepsLinks):
+            elif step == "link" and offers(sink, KeepsLinks):
                 answers = await sink.make_links(jobs, write)
-            elif step == "attributes" and isinstance(sink, SetsAttributes):
+            elif step == "attributes" and offers(sink, SetsAttributes):
                 answers = await sink.set_attributes(jobs, write)
         for action, error in zip(actions, answers, strict=True):
             if error is not None:
@@ -340,7 +341,7 @@ class Engine:
         """Copies that the sink does by itself; what fails for a passing reason is tried again."""
         work = run.work
         sink = work.sink
-        assert isinstance(sink, CopiesWithin)
+        assert offers(sink, CopiesWithin)
         alone = actions[0] if len(actions) == 1 else None
         waiting = list(actions)
         relisted: set[str] = set()
@@ -442,7 +443,7 @@ class Engine:
         source, sink = work.source, work.sink
         if action.old is None:
             return False
-        if isinstance(source, Hashes) and isinstance(sink, Hashes):
+        if offers(source, Hashes) and offers(sink, Hashes):
             algorithm = next((one for one in source.algorithms if one in sink.algorithms), None)
             if algorithm is not None:
                 async with self._lanes.streams.spend(1), self._lanes.memory.spend(2 * READ_BUFFER):

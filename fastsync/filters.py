@@ -332,7 +332,7 @@ def _branches(rule: Rule, glob: _Glob) -> Iterator[_Branch]:
 def _parent_test(head: _Glob, anchored: bool) -> str | re.Pattern[str] | None:
     if anchored and all(len(token) == 1 for token in head):
         return "".join(head)
-    if not anchored and head in ((), (_DEEP, "/")):
+    if not anchored and not head:
         return None
     start = "" if anchored or head[0] == _DEEP else "(?:.*/)?"
     return re.compile(start + "/".join(map(_regex, _split(head, "/"))), re.DOTALL)

@@ -117,7 +117,10 @@ def _parse_url(scheme: str, rest: str) -> Location:
     authority, slash, path = rest.partition("/")
     userinfo, at, hostport = authority.rpartition("@")
     user, colon, password = userinfo.partition(":")
-    bracketed = re.fullmatch(r"\[([0-9A-Fa-f:.%]+)\](?::([0-9]{1,5}))?", hostport)
+    # An IPv6 address may name an interface: fe80::1%25eth0 (RFC 6874).
+    bracketed = re.fullmatch(
+        r"\[([0-9A-Fa-f:.]+(?:%[0-9A-Za-z%._~-]+)?)\](?::([0-9]{1,5}))?", hostport
+    )
     plain = re.fullmatch(r"([^:\[\]]*)(?::([0-9]{1,5}))?", hostport)
     match = bracketed or plain
     port = int(match[2]) if match and match[2] else None

@@ -33,6 +33,7 @@ from fastsync.backend import (
     Upload,
     WriteOptions,
     WritesFromFile,
+    offers,
 )
 from fastsync.budget import Budget
 from fastsync.errors import Changed, FastsyncError, IntegrityError, Unsupported
@@ -51,7 +52,7 @@ class Lanes:
 
 def choose_route(entry: Entry, source: Source, sink: Sink, chunk_size: int) -> Route:
     """How `entry` should travel."""
-    if isinstance(sink, CopiesWithin) and sink.can_copy_from(source):
+    if offers(sink, CopiesWithin) and sink.can_copy_from(source):
         return "within"
     if entry.size is None or not source.limits.seekable_reads:
         return "stream"
@@ -150,14 +151,14 @@ async def _parts(
 ) -> None:
     file: PinnedFile | None = None
     try:
-        if isinstance(source, LocalFiles) and isinstance(upload, WritesFromFile):
+        if offers(source, LocalFiles) and offers(upload, WritesFromFile):
             file = await source.open_file(entry)
 
         async def move(start: int, stop: int) -> None:
-            if file is not None and isinstance(upload, WritesFromFile):
+            if file is not None and offers(upload, WritesFromFile):
                 async with lanes.streams.spend(1):
                     await upload.write_from_file(start, stop, file.fileno(), progress)
-            elif isinstance(source, ReadsIntoFile) and isinstance(upload, LocalUpload):
+            elif offers(source, ReadsIntoFile) and offers(upload, LocalUpload):
                 async with lanes.streams.spend(1):
                     await source.read_into_file(entry, start, stop, upload.fileno(), progress)
                     upload.covers(start, stop)

@@ -71,6 +71,9 @@ set_up() {
     # The build back-end comes first and is pinned too, so that a later renewal needs no network.
     pip_install hatchling editables
     pip_install --no-build-isolation --editable "$target"
+    # An editable install leaves compiling to the first run, and for ever to every run where
+    # PYTHONDONTWRITEBYTECODE is set.
+    "$venv/bin/python" -m compileall -q "$root/fastsync" "$root/protocols"
     mv -f "$stamp.new" "$stamp"
 }
 

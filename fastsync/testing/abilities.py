@@ -20,11 +20,20 @@ from fastsync.backend import (
     WriteOptions,
     WritesFromFile,
 )
-from fastsync.errors import Changed, Conflict, FastsyncError, NameRefused, NotFound, Vanished
+from fastsync.errors import (
+    Changed,
+    Conflict,
+    FastsyncError,
+    IntegrityError,
+    NameRefused,
+    NotFound,
+    Vanished,
+)
 from fastsync.location import Location
 from fastsync.testing.vocabulary import (
     LATER,
     begin,
+    collect,
     directory,
     expect,
     files,
@@ -125,6 +134,23 @@ class StoreConformance(SinkConformance):
         entries = await listing(sink)
         assert [(entry.path, entry.kind) for entry in entries] == [(e.path, "dir") for e in wanted]
 
+    async def test_make_the_place_itself(self, sink: Sink, root: tuple[Backend, Location]) -> None:
+        """The path "" is the location itself: it is made, with what is above it, and gets attributes."""
+        if not isinstance(sink, KeepsDirectories):
+            lacks(sink, KeepsDirectories)
+        backend, location = root
+        missing = await backend.connect(location.child("not/yet"), StoreOptions())
+        assert isinstance(missing, KeepsDirectories)
+        for _ in range(2):
+            assert await missing.make_directories([directory("")], WriteOptions()) == [None]
+        assert await listing(missing) == []
+        if isinstance(missing, SetsAttributes):
+            job = CopyJob(directory("")._replace(mtime_ns=LATER), "")
+            assert await missing.set_attributes([job], WriteOptions()) == [None]
+            step = missing.limits.mtime_step_ns
+            assert step is None or (await missing.stat("")).mtime_ns == LATER - LATER % step
+        await missing.aclose()
+
     async def test_directories_stay_writable(self, sink: Sink) -> None:
         """A directory whose mode forbids writing can be filled until the run gives it its mode."""
         if not isinstance(sink, KeepsDirectories):
@@ -185,7 +211,7 @@ class StoreConformance(SinkConformance):
         targets = {entry.path: entry.target for entry in await listing(sink)}
         assert targets == {"d": None, "d/file": None, "file": "new", "link": "d/file"}
 
-    async def test_scan_of_links(self, sink: Sink) -> None:
+    async def test_scan_of_links(self, sink: Sink, root: tuple[Backend, Location]) -> None:
         """A link is itself, what it points to, or nothing, as the options say."""
         if not isinstance(sink, KeepsLinks):
             lacks(sink, KeepsLinks)
@@ -196,7 +222,8 @@ class StoreConformance(SinkConformance):
         assert kept == {"d": "dir", "d/file": "file", "to-dir": "link", "to-file": "link"}
         skipped = await listing(sink, ScanOptions(links="skip"))
         assert [entry.path for entry in skipped] == ["d", "d/file"]
-        followed = await listing(sink, ScanOptions(links="follow"))
+        following = await root[0].connect(root[1], StoreOptions(follow_links=True))
+        followed = await listing(following, ScanOptions(links="follow"))
         assert [(entry.path, entry.kind) for entry in followed] == [
             ("d", "dir"), ("d/file", "file"), ("to-dir", "dir"), ("to-dir/file", "file"),
             ("to-file", "file"),
@@ -204,9 +231,22 @@ class StoreConformance(SinkConformance):
         for entry in followed:
             if entry.kind == "file":
                 assert (entry.size, entry.target) == (7, None)
-                assert b"".join([bytes(b) async for b in sink.read(entry, 0, None)]) == b"content"
+                assert await collect(following.read(entry, 0, None)) == b"content"
         assert (await sink.stat("to-file", follow=True)).kind == "file"
         assert (await sink.stat("to-dir", follow=True)).kind == "dir"
+        await following.aclose()
+
+    async def test_reading_a_link(self, sink: Sink) -> None:
+        """A file that became a link since it was listed is not read through it, unless links are."""
+        if not isinstance(sink, KeepsLinks):
+            lacks(sink, KeepsLinks)
+        await write(sink, "d/file", b"content")
+        await write(sink, "secret/file", b"content")
+        entries = {entry.path: entry for entry in await listing(sink)}
+        await sink.delete([entries["d/file"], entries["d"]])
+        await sink.make_links([link("d", "secret")], WriteOptions())
+        with pytest.raises(FastsyncError):
+            await collect(sink.read(entries["d/file"], 0, None))
 
     async def test_links_that_cannot_be_followed(self, sink: Sink) -> None:
         """Under "follow", a link to nothing or in a circle is a fault, and the listing goes on and ends."""
@@ -338,14 +378,28 @@ class StoreConformance(SinkConformance):
         assert list(await self.traces(sink)) == []
 
     async def test_write_by_descriptor(self, sink: Sink) -> None:
-        """LocalUpload: what is written to the descriptor is the file once it is committed."""
+        """LocalUpload: what is written to the descriptor, and told, is the file once it is committed."""
         upload = await begin(sink, "file")
         if not isinstance(upload, LocalUpload):
             await upload.abort()
             lacks(upload, LocalUpload)
         content = noise(100_000)
-        os.pwrite(upload.fileno(), content[50_000:], 50_000)
-        os.pwrite(upload.fileno(), content[:50_000], 0)
+        for start, stop in ((50_000, 100_000), (0, 50_000)):
+            os.pwrite(upload.fileno(), content[start:stop], start)
+            upload.covers(start, stop)
         assert await files(sink) == []
         await upload.commit(len(content))
         await expect(sink, {"file": content})
+
+    async def test_a_gap_by_descriptor(self, sink: Sink) -> None:
+        """LocalUpload: what was not told was not written."""
+        upload = await begin(sink, "file")
+        if not isinstance(upload, LocalUpload):
+            await upload.abort()
+            lacks(upload, LocalUpload)
+        os.pwrite(upload.fileno(), b"content", 0)
+        upload.covers(0, 3)
+        upload.covers(4, 7)
+        with pytest.raises(IntegrityError):
+            await upload.commit(7)
+        assert list(await self.traces(sink)) == []

@@ -58,11 +58,16 @@ class BareMemoryStore:
 
     _keeps_directories = False
 
-    def __init__(self, location: Location, box: Box) -> None:
+    def __init__(self, location: Location, box: Box, options: StoreOptions) -> None:
         self.location = location
         self.limits = box.limits
         self._box = box
+        self._follow = options.follow_links
         self._root = tuple(part for part in location.path.split("/") if part)
+
+    def address(self) -> str:
+        names = "".join(f"/{name}" for name in self._root)
+        return f"{self.location.scheme}://{self.location.host}{names}"
 
     async def aclose(self) -> None:
         """Nothing to release."""
@@ -123,7 +128,7 @@ class BareMemoryStore:
 
     async def stat(self, path: str, *, follow: bool = False) -> Entry:
         await self._box.faults.meet("stat", path)
-        node = self._find(path, follow=follow or not path)
+        node = self._find(path, follow=follow)
         if node is None:
             raise NotFound("no such file or directory", where=self._told(path))
         return self._entry(path, node)
@@ -154,7 +159,8 @@ class BareMemoryStore:
         return str(self.location.child(path))
 
     def _find(self, path: str, *, follow: bool) -> Node | None:
-        return self._box.find((*self._root, *path.split("/")), follow=follow)
+        """What stands at `path`, "" for the root, which may itself be reached through links."""
+        return self._box.find((*self._root, *path.split("/")), follow=follow or not path)
 
     def _entry(self, path: str, node: Node, *, owner: bool = False) -> Entry:
         return Entry(
@@ -170,7 +176,7 @@ class BareMemoryStore:
 
     def _pinned(self, entry: Entry, stop: int | None = None) -> Node:
         """The file that was listed as `entry`, reaching to `stop`, or Changed or Vanished."""
-        node = self._find(entry.path, follow=True)
+        node = self._find(entry.path, follow=self._follow)
         if node is None:
             raise Vanished("gone since it was listed", where=self._told(entry.path))
         now = self._entry(entry.path, node)
@@ -210,13 +216,16 @@ class BareMemoryStore:
         self._box.uploads.take(1)
         return upload
 
+    def _names(self, path: str) -> tuple[str, ...]:
+        return (*self._root, *safe_parts(path))
+
     def _slot(self, path: str, *, make: bool) -> tuple[Node, str]:
         """The directory that `path` goes into, through no link, and its name in there.
 
         Without `make`, nothing is made, and the directory may be a stand-in for one that will be.
         Raises NameRefused and Conflict.
         """
-        *above, name = (*self._root, *safe_parts(path))
+        *above, name = self._names(path)
         parent = self._box.root
         for part in above:
             child = parent.children.get(part)
@@ -255,7 +264,7 @@ class BareMemoryStore:
         node.mtime_ns -= node.mtime_ns % (self.limits.mtime_step_ns or 1)
 
     def _delete(self, entry: Entry) -> None:
-        names = (*self._root, *safe_parts(entry.path))
+        names = self._names(entry.path)
         chain = [self._box.find(names[:depth], follow=False) for depth in range(len(names) + 1)]
         node, parent = chain[-1], chain[-2]
         if node is None or parent is None:
@@ -377,9 +386,12 @@ class MemoryStore(BareMemoryStore):
         self, entries: Sequence[Entry], options: WriteOptions
     ) -> list[FastsyncError | None]:
         def make(entry: Entry) -> None:
-            standing = self._find("/".join(safe_parts(entry.path)), follow=False)
-            if standing is None:
+            standing = self._find_safely(entry.path)
+            if standing is None and entry.path:
                 self._store(entry.path, self._node(entry, options))
+            elif standing is None:
+                top = BareMemoryStore(replace(self.location, path=""), self._box, StoreOptions())
+                top._store("/".join(self._root), self._node(entry, options))
             elif standing.kind != "dir":
                 raise Conflict(f"a {standing.kind} stands there")
 
@@ -397,12 +409,15 @@ class MemoryStore(BareMemoryStore):
         self, jobs: Sequence[CopyJob], options: WriteOptions
     ) -> list[FastsyncError | None]:
         def dress(job: CopyJob) -> None:
-            node = self._find("/".join(safe_parts(job.path)), follow=False)
+            node = self._find_safely(job.path)
             if node is None:
                 raise NotFound("no such file or directory")
             self._dress(node, job.entry, options)
 
         return await self._each("set_attributes", jobs, lambda job: job.path, dress)
+
+    def _find_safely(self, path: str) -> Node | None:
+        return self._find("/".join(safe_parts(path)) if path else "", follow=False)
 
     async def digest(self, entry: Entry, algorithm: str) -> str:
         await self._box.faults.meet("digest", entry.path)
@@ -469,7 +484,7 @@ class MemoryBackend:
     async def connect(self, location: Location, options: StoreOptions) -> BareMemoryStore:
         box = self.box(location.host)
         await box.faults.meet("connect", "")
-        return self._store(location, box)
+        return self._store(location, box, options)
 
     async def aclose(self) -> None:
         """Nothing to release."""

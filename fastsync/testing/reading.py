@@ -141,6 +141,18 @@ class SourceConformance(ABC):
         assert await files(other) == await files(source) == ["a.txt"]
         await other.aclose()
 
+    async def test_address(self, source: Source, root: tuple[Backend, Location]) -> None:
+        """An address is the same for the same place, however it is written, and begins with its parent's."""
+        backend, location = root
+        places = [location, location.child("a"), location.child("a/"), location.child("ab")]
+        stores = [await backend.connect(place, StoreOptions()) for place in places]
+        own, inner, inner_again, neighbour = (store.address().rstrip("/") for store in stores)
+        assert own == source.address().rstrip("/")
+        assert inner == inner_again == f"{own}/a"
+        assert neighbour == f"{own}/ab"
+        for store in stores:
+            await store.aclose()
+
     # -- listing -------------------------------------------------------------------------------------
 
     async def test_an_empty_place_lists_nothing(self, source: Source) -> None:

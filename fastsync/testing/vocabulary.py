@@ -11,6 +11,7 @@ from typing import NoReturn
 import pytest
 
 from fastsync.backend import (
+    READ_BUFFER,
     Buffer,
     CopyJob,
     Entry,
@@ -106,6 +107,7 @@ async def collect(reading: AsyncIterator[Buffer]) -> bytes:
     """All bytes of a read; each buffer is copied before the next one is asked for."""
     content = bytearray()
     async for block in reading:
+        assert 0 < len(block) <= READ_BUFFER
         content += block
     return bytes(content)
 

@@ -8,6 +8,7 @@ later calls are relative to the descriptor (the lesson of rsync 3.5.0, SECURITY.
 from __future__ import annotations
 
 import os
+import threading
 
 from fastsync.names import safe_parts
 
@@ -109,3 +110,38 @@ class HeldDirectories:
         if self._root_fd >= 0:
             os.close(self._root_fd)
         self._root_fd = -1
+
+
+class Root:
+    """The directory a store is opened at, held open from its first use on, so that renaming it or
+    putting a link in its place does not send later work elsewhere."""
+
+    def __init__(self, path: str) -> None:
+        self.path = os.path.abspath(path)
+        self._fd = -1
+        self._identity: tuple[int, int] | None = None
+        self._lock = threading.Lock()
+
+    def descriptor(self, *, create: bool = False) -> int:
+        """A new descriptor of the root, for the caller to close. Raises OSError."""
+        with self._lock:
+            if self._fd < 0:
+                if create:
+                    os.makedirs(self.path, exist_ok=True)
+                self._fd = open_root(self.path)
+                status = os.fstat(self._fd)
+                self._identity = (status.st_dev, status.st_ino)
+            return os.dup(self._fd)
+
+    def identity(self) -> tuple[str, tuple[int, int]]:
+        """Path and (device, inode), for a helper process to open the same one. Raises OSError."""
+        if self._identity is None:
+            os.close(self.descriptor(create=True))
+        assert self._identity is not None
+        return self.path, self._identity
+
+    def close(self) -> None:
+        """Idempotent."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)

@@ -7,15 +7,21 @@ processor needs a second process. Lanes are started lazily (20 ms each, on the o
 from __future__ import annotations
 
 import os
+import select
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import fastsync
+from fastsync import errors
 from fastsync_local.worker import read_frame, write_frame
 
 _BOOT = "import sys; sys.path[:0] = sys.argv[1:]; from fastsync_local.worker import main; main()"
+
+
+# A file in hand is small; one that takes longer sits on a disk that does not answer.
+CLOSE_WITHIN_S: Final = 3.0
 
 
 class LaneFailed(Exception):
@@ -26,7 +32,7 @@ class Lane:
     """One helper process. Blocking: to be used from a thread, one request at a time."""
 
     def __init__(self) -> None:
-        roots = {str(Path(module).parent.parent) for module in (__file__, fastsync.__file__)}
+        roots = {str(Path(module).parent.parent) for module in (__file__, errors.__file__)}
         if not sys.executable:
             raise LaneFailed("this interpreter does not know its own program")
         try:
@@ -68,17 +74,26 @@ class Lane:
         """Ask it to stop after the file in hand. Safe from any thread."""
         self._process.terminate()
 
+    def hang_up(self) -> None:
+        """Say that no more requests come, which ends it. Idempotent."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+
     def close(self) -> None:
         """End it: it finishes the file in hand and goes. Blocks until it has. Idempotent."""
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None and not stream.closed:
-                stream.close()
-        self._process.terminate()
-        try:
-            self._process.wait(timeout=4)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self.hang_up()
+        replies = self._process.stdout
+        if replies is not None and not replies.closed:
+            # Its end of the pipe closes as it exits: waiting for that needs no polling.
+            ends_by = time.monotonic() + CLOSE_WITHIN_S
+            while (left := ends_by - time.monotonic()) > 0:
+                if not select.select([replies], [], [], left)[0]:
+                    self._process.kill()
+                    break
+                if not os.read(self._replies, 1 << 16):
+                    break
+            replies.close()
+        self._process.wait()
 
 
 def processors() -> int:

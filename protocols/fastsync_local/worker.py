@@ -10,7 +10,6 @@ from __future__ import annotations
 import marshal
 import os
 import signal
-import sys
 import time
 
 from fastsync_local.copying import Copier, Rules
@@ -99,10 +98,12 @@ def main() -> None:
                 root, options, after = arguments
                 for page in Walk(open_same_root(*root), after=after, **options):
                     if _stopped:
-                        sys.exit(0)
+                        os._exit(0)
                     write_frame(replies, ("page", *page))
                 write_frame(replies, ("done",))
         except BrokenPipeError:
-            return
+            break
         except OSError as error:
             write_frame(replies, ("failed", error.errno or 0, error.strerror or str(error)))
+    # Nothing is left to be saved, and the interpreter's own farewell takes longer than a batch.
+    os._exit(0)

@@ -17,6 +17,7 @@ from fastsync.config import (
     Resolved,
     Settings,
     find_config,
+    from_options,
     parse_duration,
     parse_max_delete,
     parse_size,
@@ -255,6 +256,17 @@ def test_flags_are_named_as_they_were_written() -> None:
 def test_a_wrong_flag_is_told(name: str, value: object, told: str) -> None:
     with pytest.raises(UsageError, match=re.escape(told)):
         resolve({name: value}, environ={})
+
+
+def test_options_of_a_program_know_no_file_and_no_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTSYNC_JOBS", "3")
+    monkeypatch.setenv("FASTSYNC_CONFIG", str(tmp_path / "none.toml"))
+    assert from_options({}) == Settings()
+    assert from_options({"archive": True}).recursive
+    with pytest.raises(UsageError, match="exclude each other"):
+        from_options({"checksum": True, "size_only": True})
 
 
 def test_the_environment() -> None:

@@ -1,0 +1,197 @@
+"""Who does the blocking work of a run: threads for what the kernel does, helper processes for what is
+mostly interpreter."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from fastsync.backend import Progress
+from fastsync_local.copying import Copier, Rules
+from fastsync_local.held import Root
+from fastsync_local.lanes import Lane, LaneFailed, processors
+
+if TYPE_CHECKING:
+    from fastsync_local.copying import Job, Problem
+
+T = TypeVar("T")
+
+# Below this many files, starting helper processes costs more than they bring.
+LANES_FROM: Final = 512
+# Bytes that a thread moves before it tells.
+TELL_EVERY: Final = 8 << 20
+
+
+class Crew:
+    """Threads and helper processes, started when there is work for them and gone with the run."""
+
+    def __init__(self) -> None:
+        self._threads: ThreadPoolExecutor | None = None
+        self._idle_lanes: list[Lane] = []
+        self._lanes: list[Lane] = []
+        self._free: asyncio.Semaphore | None = None
+        self._limit = 0
+        self._files_seen = 0
+        self._walks = 0
+        self._jobs = 1
+
+    def allow(self, jobs: int) -> None:
+        """So many files at once may be worked on."""
+        self._jobs = max(self._jobs, jobs)
+
+    async def aclose(self) -> None:
+        """End threads and helper processes, the files in hand finished or dropped."""
+        lanes, self._lanes = self._lanes, []
+        self._idle_lanes.clear()
+        threads, self._threads = self._threads, None
+        if threads is None:
+            return
+        for lane in lanes:
+            lane.hang_up()
+            lane.terminate()
+        with contextlib.ExitStack() as stack:
+            stack.callback(threads.shutdown)
+            for lane in lanes:
+                stack.callback(lane.close)
+
+    async def in_thread(
+        self, work: Callable[[], T], on_cancel: Callable[[], object] | None = None
+    ) -> T:
+        """Run blocking work. When cancelled, return only after the thread has let go of its files;
+        `on_cancel` asks it to hurry."""
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self._jobs + 4, "fastsync-local")
+        future = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            if on_cancel is not None:
+                on_cancel()
+            await asyncio.wait([future])
+            if not future.cancelled():
+                future.exception()  # it was asked to stop; how it ended no longer matters
+            raise
+
+    # -- walks ---------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def walking(self) -> Iterator[None]:
+        """Counts the walks that run in this process."""
+        self._walks += 1
+        try:
+            yield
+        finally:
+            self._walks -= 1
+
+    @property
+    def walks_compete(self) -> bool:
+        """True when a second walk in this process waits for the interpreter."""
+        return self._walks > 1 and processors() > 1
+
+    async def start_lane(self) -> Lane | None:
+        """A new helper process, or None where there can be none."""
+        try:
+            lane = await self.in_thread(Lane)
+        except LaneFailed:
+            return None
+        self._lanes.append(lane)
+        return lane
+
+    async def end_lane(self, lane: Lane) -> None:
+        if lane in self._lanes:
+            self._lanes.remove(lane)
+            await self.in_thread(lane.close)
+
+    # -- copies --------------------------------------------------------------------------------------
+
+    async def copy(
+        self,
+        source: Root,
+        target: Root,
+        jobs: list[Job],
+        rules: Rules,
+        progress: Progress,
+    ) -> list[Problem | None]:
+        """Copy a batch on a lane of its own: a helper process once there are enough files, else a thread.
+
+        As many lanes as processors, and more, up to the jobs allowed, while they mostly wait for a disk.
+        """
+        if self._free is None:
+            self._limit = min(processors(), self._jobs)
+            self._free = asyncio.Semaphore(self._limit)
+        self._files_seen += len(jobs)
+        async with self._free:
+            if self._files_seen > LANES_FROM:
+                lane = self._idle_lanes.pop() if self._idle_lanes else await self.start_lane()
+                if lane is not None:
+                    with contextlib.suppress(LaneFailed):
+                        return await self._copy_on_lane(lane, source, target, jobs, rules, progress)
+            return await self.copy_in_thread(source, target, jobs, rules, progress)
+
+    async def _copy_on_lane(
+        self,
+        lane: Lane,
+        source: Root,
+        target: Root,
+        jobs: list[Job],
+        rules: Rules,
+        progress: Progress,
+    ) -> list[Problem | None]:
+        request = ("copy", source.identity(), target.identity(), rules.as_dict(), jobs)
+
+        def exchange() -> tuple[list[Problem | None], float, float]:
+            lane.send(request)
+            _, results, wall, cpu = lane.receive()
+            return results, wall, cpu
+
+        try:
+            results, wall, cpu = await self.in_thread(exchange, lane.terminate)
+        except LaneFailed:
+            await self.end_lane(lane)
+            raise
+        self._idle_lanes.append(lane)
+        progress(sum(job[2] for job, result in zip(jobs, results, strict=True) if result is None))
+        if cpu < wall / 2 and self._limit < self._jobs and self._free is not None:
+            self._limit += 1
+            self._free.release()
+        return results
+
+    async def copy_in_thread(
+        self,
+        source: Root,
+        target: Root,
+        jobs: list[Job],
+        rules: Rules,
+        progress: Progress,
+    ) -> list[Problem | None]:
+        stop = threading.Event()
+        loop = asyncio.get_running_loop()
+        untold = 0
+
+        def moved(count: int) -> None:
+            nonlocal untold
+            untold += count
+            if untold >= TELL_EVERY:
+                loop.call_soon_threadsafe(progress, untold)
+                untold = 0
+
+        def work() -> list[Problem | None]:
+            copier = Copier(
+                source.descriptor(),
+                target.descriptor(create=True),
+                rules,
+                stopped=stop.is_set,
+                moved=moved,
+            )
+            try:
+                return copier.run(jobs)
+            finally:
+                copier.close()
+
+        results = await self.in_thread(work, stop.set)
+        progress(untold)
+        return results

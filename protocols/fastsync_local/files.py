@@ -1,0 +1,139 @@
+"""Files of a local store: one being read, one being written."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+
+from fastsync.backend import READ_BUFFER, Buffer, Entry, PinnedFile, WriteOptions
+from fastsync.errors import Changed, IntegrityError, from_os_error
+from fastsync_local.copying import Rules, Target, same_state, write_all
+from fastsync_local.crew import Crew
+
+
+class LocalFile:
+    """See `PinnedFile`."""
+
+    def __init__(self, fd: int, status: os.stat_result, where: str) -> None:
+        self._fd = fd
+        self._status = status
+        self.where = where
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def verify(self) -> None:
+        if not same_state(self._status, os.fstat(self._fd)):
+            raise Changed("the file was written to while it was read", where=self.where)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class LocalUpload:
+    """See `Upload`. Keeps account of the ranges written: a hole nobody wrote is never committed."""
+
+    def __init__(
+        self,
+        crew: Crew,
+        directory: int,
+        target: Target,
+        path: str,
+        like: Entry,
+        where: str,
+        options: WriteOptions,
+    ) -> None:
+        self._crew = crew
+        self._directory = directory
+        self._target = target
+        self._path = path
+        self._like = like
+        self._where = where
+        self._options = options
+        self._covered: list[tuple[int, int]] = []
+        self._open = True
+
+    def fileno(self) -> int:
+        return self._target.fd
+
+    def covers(self, start: int, stop: int) -> None:
+        """Note that [start, stop) was written through the descriptor."""
+        merged = []
+        for low, high in self._covered:
+            if high < start or low > stop:
+                merged.append((low, high))
+            else:
+                start, stop = min(start, low), max(stop, high)
+        merged.append((start, stop))
+        self._covered = sorted(merged)
+
+    async def write(self, start: int, data: Buffer) -> None:
+        view = memoryview(data)
+        try:
+            await self._crew.in_thread(lambda: write_all(self._target.fd, view, start))
+        except OSError as error:
+            raise from_os_error(error, self._where) from error
+        self.covers(start, start + len(view))
+
+    async def commit(self, size: int) -> Entry:
+        if self._covered != ([(0, size)] if size else []):
+            await self.abort()
+            raise IntegrityError(
+                f"{sum(high - low for low, high in self._covered)} of {size} bytes were written",
+                where=self._where,
+            )
+        try:
+            await self._crew.in_thread(lambda: self._commit(size))
+        except OSError as error:
+            raise from_os_error(error, self._where) from error
+        finally:
+            await self.abort()
+        mtime_ns = self._like.mtime_ns if self._options.mtime else None
+        return Entry(self._path, "file", size, mtime_ns, self._like.mode)
+
+    def _commit(self, size: int) -> None:
+        like = self._like
+        self._target.finish(size, like.mtime_ns or 0, like.mode or 0, like.owner)
+        if self._options.durable:
+            os.fsync(self._directory)
+
+    async def abort(self) -> None:
+        if self._open:
+            self._open = False
+            await self._crew.in_thread(self._drop)
+
+    def _drop(self) -> None:
+        self._target.drop()
+        os.close(self._directory)
+
+
+def rules_for(options: WriteOptions, *, follow: bool = False) -> Rules:
+    """The rules of a copy that these options ask for."""
+    return Rules(
+        follow=follow,
+        mtime=options.mtime,
+        mode=options.mode,
+        owner=options.owner,
+        special=options.special,
+        inplace=options.inplace,
+        durable=options.durable,
+        sparse=options.sparse,
+    )
+
+
+def digest(file: PinnedFile, algorithm: str, stopped: Callable[[], bool]) -> str:
+    """Hex digest of an open file, verified to be of one version."""
+    state = hashlib.new(algorithm, usedforsecurity=False)
+    buffer = memoryview(bytearray(READ_BUFFER))
+    position = 0
+    while not stopped():
+        count = os.preadv(file.fileno(), [buffer], position)
+        if not count:
+            break
+        state.update(buffer[:count])
+        position += count
+    file.verify()
+    return state.hexdigest()

@@ -1,0 +1,500 @@
+"""A directory as a store: see `fastsync.backend` for what each method promises."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import stat
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from fastsync.backend import (
+    READ_BUFFER,
+    Buffer,
+    CopyJob,
+    Entry,
+    Fault,
+    Kind,
+    Limits,
+    Owner,
+    Page,
+    Progress,
+    ScanOptions,
+    Source,
+    WriteOptions,
+)
+from fastsync.errors import (
+    Changed,
+    Conflict,
+    FastsyncError,
+    NameRefused,
+    NotFound,
+    Transient,
+    Vanished,
+    from_os_error,
+)
+from fastsync.location import Location
+from fastsync_local.copying import (
+    Names,
+    Rules,
+    SourceChanged,
+    SourceVanished,
+    Target,
+    final_mode,
+    open_source,
+    split,
+    umask,
+)
+from fastsync_local.crew import TELL_EVERY, Crew
+from fastsync_local.files import LocalFile, LocalUpload, digest, rules_for
+from fastsync_local.held import HeldDirectories, Root
+from fastsync_local.lanes import Lane, LaneFailed
+from fastsync_local.walk import Walk
+
+if TYPE_CHECKING:
+    from fastsync_local.copying import Job, Problem
+    from fastsync_local.walk import Row, RowPage
+
+T = TypeVar("T")
+
+# Pages that one walk yields before it may go on in a helper process.
+HANDOVER_AFTER: Final = 2
+
+_new_entry: Callable[[Row], Entry] = functools.partial(tuple.__new__, Entry)
+
+
+class LocalStore:
+    """A directory, which need not exist before the first write.
+
+    Everything below it is reached through held descriptors, never through links.
+    """
+
+    limits: Final = Limits(mtime_step_ns=1, mode_mask=0o7777)
+    algorithms: Final = ("blake2b", "sha256", "md5", "sha1")
+
+    def __init__(self, crew: Crew, location: Location, *, follow: bool) -> None:
+        self._crew = crew
+        self._location = location
+        self.root = Root(location.path)
+        self._follow = follow
+
+    @property
+    def location(self) -> Location:
+        return self._location
+
+    def address(self) -> str:
+        """See `Source.address`."""
+        return "file://" + os.path.realpath(self.root.path)
+
+    async def aclose(self) -> None:
+        self.root.close()
+
+    def where(self, path: str) -> str:
+        return str(self._location.child(path))
+
+    # -- reading -------------------------------------------------------------------------------------
+
+    async def scan(self, options: ScanOptions) -> AsyncIterator[Page]:
+        """See `Source.scan`. A second large walk of a run goes on in a helper process."""
+        run = self._crew.in_thread
+        self._follow = self._follow or options.links == "follow"
+        walk_options: dict[str, Any] = {
+            "recursive": options.recursive,
+            "links": options.links,
+            "owner": options.owner,
+        }
+
+        def begin() -> Walk:
+            return Walk(self.root.descriptor(), prune=options.prune, **walk_options)
+
+        try:
+            walk = await run(begin)
+        except FileNotFoundError as error:
+            if options.missing_ok:
+                return
+            raise NotFound("no such directory", where=str(self._location)) from error
+        except OSError as error:
+            raise from_os_error(error, str(self._location)) from error
+        lane: Lane | None = None
+        reached = ""
+        with self._crew.walking():
+            pages = iter(walk)
+            seen = 0
+            try:
+                while (page := await run(lambda: next(pages, None))) is not None:
+                    yield self._page(page)
+                    seen += 1
+                    if (
+                        seen == HANDOVER_AFTER
+                        and options.prune is None
+                        and self._crew.walks_compete
+                    ):
+                        reached = page[2]
+                        lane = await self._crew.start_lane()
+                        if lane is not None:
+                            break
+            finally:
+                walk.close()
+        if lane is not None:
+            async for rows in self._scan_on_lane(lane, walk_options, reached):
+                yield self._page(rows)
+
+    async def _scan_on_lane(
+        self, lane: Lane, options: dict[str, Any], after: str
+    ) -> AsyncIterator[RowPage]:
+        run = self._crew.in_thread
+        try:
+            request = ("walk", self.root.identity(), options, after)
+            await run(lambda: lane.send(request))
+            while (reply := await run(lane.receive, lane.terminate))[0] == "page":
+                _, rows, faults, last = reply
+                after = last
+                yield rows, faults, last
+        except LaneFailed:
+            # Go on here, from where it got to.
+            reached = after
+            walk = await run(lambda: Walk(self.root.descriptor(), after=reached, **options))
+            pages = iter(walk)
+            try:
+                while (page := await run(lambda: next(pages, None))) is not None:
+                    yield page
+            finally:
+                walk.close()
+        except OSError as error:
+            raise from_os_error(error, str(self._location)) from error
+        finally:
+            lane.terminate()
+            await self._crew.end_lane(lane)
+
+    def _page(self, page: RowPage) -> Page:
+        rows, faults, _ = page
+        entries = list(map(_new_entry, rows))
+        if entries and entries[0].owner is not None:
+            entries = [
+                entry._replace(owner=Owner(*entry.owner)) if entry.owner else entry
+                for entry in entries
+            ]
+        return Page(
+            entries,
+            [
+                Fault(path, from_os_error(OSError(number, text), self.where(path)))
+                for path, number, text in faults
+            ],
+        )
+
+    async def stat(self, path: str, *, follow: bool = False) -> Entry:
+        """See `Source.stat`."""
+        return await self._crew.in_thread(lambda: self._stat(path, follow))
+
+    def _stat(self, path: str, follow: bool) -> Entry:
+        target: str | None = None
+        try:
+            if not path:
+                status = os.stat(self.root.path)
+            else:
+                with self._parent(path) as (directory, name):
+                    status = os.stat(name, dir_fd=directory, follow_symlinks=follow)
+                    if stat.S_ISLNK(status.st_mode):
+                        target = os.readlink(name, dir_fd=directory)
+        except FileNotFoundError as error:
+            raise NotFound("no such file or directory", where=self.where(path)) from error
+        except OSError as error:
+            raise from_os_error(error, self.where(path)) from error
+        mode = status.st_mode
+        kind: Kind = "special"
+        if stat.S_ISREG(mode):
+            kind = "file"
+        elif stat.S_ISDIR(mode):
+            kind = "dir"
+        elif stat.S_ISLNK(mode):
+            kind = "link"
+        size = status.st_size if kind == "file" else None
+        owner = Owner(status.st_uid, status.st_gid)
+        return Entry(path, kind, size, status.st_mtime_ns, mode & 0o7777, target, None, owner)
+
+    @contextlib.contextmanager
+    def _parent(self, path: str) -> Iterator[tuple[int, str]]:
+        directory, name = split(path)
+        held = HeldDirectories(self.root.descriptor(), follow=self._follow)
+        try:
+            yield held.get(directory), name
+        finally:
+            held.close()
+
+    async def open_file(self, entry: Entry) -> LocalFile:
+        """See `LocalFiles.open_file`."""
+        return await self._crew.in_thread(lambda: self._open_file(entry))
+
+    def _open_file(self, entry: Entry) -> LocalFile:
+        where = self.where(entry.path)
+        try:
+            with self._parent(entry.path) as (directory, name):
+                fd, status = open_source(
+                    directory, name, entry.size or 0, entry.mtime_ns or 0, follow=self._follow
+                )
+        except SourceChanged as error:
+            raise Changed(str(error), where=where) from error
+        except (SourceVanished, FileNotFoundError) as error:
+            raise Vanished("the file is gone since it was listed", where=where) from error
+        except OSError as error:
+            raise from_os_error(error, where) from error
+        return LocalFile(fd, status, where)
+
+    async def read(self, entry: Entry, start: int, stop: int | None) -> AsyncIterator[Buffer]:
+        """See `Source.read`."""
+        run = self._crew.in_thread
+        file = await run(lambda: self._open_file(entry))
+        try:
+            end = (entry.size or 0) if stop is None else stop
+            buffer = memoryview(bytearray(max(1, min(READ_BUFFER, end - start))))
+
+            def fill() -> int:
+                return os.preadv(file.fileno(), [buffer[: end - start]], start)
+
+            while start < end:
+                try:
+                    count = await run(fill)
+                except OSError as error:
+                    raise from_os_error(error, f"{file.where}, offset {start}") from error
+                if not count:
+                    raise Changed("the file became shorter while it was read", where=file.where)
+                start += count
+                if start >= end:
+                    # Checked before the last bytes leave: who has all of them has that version.
+                    file.verify()
+                yield buffer[:count]
+            file.verify()
+        finally:
+            file.close()
+
+    async def digest(self, entry: Entry, algorithm: str) -> str:
+        """See `Hashes.digest`."""
+        stop = threading.Event()
+        file = await self._crew.in_thread(lambda: self._open_file(entry))
+        try:
+            return await self._crew.in_thread(
+                lambda: digest(file, algorithm, stop.is_set), stop.set
+            )
+        finally:
+            file.close()
+
+    # -- writing -------------------------------------------------------------------------------------
+
+    async def upload(
+        self, path: str, like: Entry, options: WriteOptions, part_size: int
+    ) -> LocalUpload:
+        """See `Sink.upload`."""
+        return await self._crew.in_thread(lambda: self._upload(path, like, options))
+
+    def _upload(self, path: str, like: Entry, options: WriteOptions) -> LocalUpload:
+        directory, name = split(path)
+        with self._held_target(path) as held:
+            fd = held.get(directory, create=True)
+            with contextlib.suppress(FileNotFoundError):
+                if stat.S_ISDIR(os.lstat(name, dir_fd=fd).st_mode):
+                    raise Conflict("a directory stands there", where=self.where(path))
+            own = os.dup(fd)
+            try:
+                rules = rules_for(options)
+                rules.mode = options.mode and like.mode is not None
+                rules.mtime = options.mtime and like.mtime_ns is not None
+                target = Target(own, name, Names(), rules)
+            except BaseException:
+                os.close(own)
+                raise
+        return LocalUpload(self._crew, own, target, path, like, self.where(path), options)
+
+    def can_copy_from(self, source: Source) -> bool:
+        return isinstance(source, LocalStore)
+
+    async def copy_from(
+        self,
+        source: Source,
+        jobs: Sequence[CopyJob],
+        options: WriteOptions,
+        progress: Progress,
+    ) -> list[FastsyncError | None]:
+        """See `CopiesWithin.copy_from`."""
+        assert isinstance(source, LocalStore)
+        rows: list[Job] = [
+            (
+                entry.path,
+                path,
+                entry.size or 0,
+                entry.mtime_ns or 0,
+                entry.mode or 0,
+                tuple(entry.owner) if entry.owner else None,  # type: ignore[misc]
+            )
+            for entry, path in jobs
+        ]
+        rules = rules_for(options, follow=source._follow)
+        try:
+            if max((row[2] for row in rows), default=0) > TELL_EVERY:
+                problems = await self._crew.copy_in_thread(
+                    source.root, self.root, rows, rules, progress
+                )
+            else:
+                problems = await self._crew.copy(source.root, self.root, rows, rules, progress)
+        except OSError as error:  # one of the roots
+            raise from_os_error(error, str(self._location)) from error
+        return [
+            None if problem is None else self._error(problem, source, job)
+            for problem, job in zip(problems, rows, strict=True)
+        ]
+
+    def _error(self, problem: Problem, source: LocalStore, job: Job) -> FastsyncError:
+        kind, number, text = problem
+        if kind == "changed":
+            return Changed(text, where=source.where(job[0]))
+        if kind == "vanished":
+            return Vanished(text, where=source.where(job[0]))
+        if kind == "name":
+            return NameRefused(text, where=self.where(job[1]))
+        if kind == "stopped":
+            return Transient("stopped", where=self.where(job[1]))
+        where = source.where(job[0]) if kind == "read" else self.where(job[1])
+        return from_os_error(OSError(number, text), where)
+
+    async def delete(self, entries: Sequence[Entry]) -> list[FastsyncError | None]:
+        """See `Sink.delete`."""
+
+        def one(held: HeldDirectories, entry: Entry) -> None:
+            directory, name = split(entry.path)
+            with contextlib.suppress(FileNotFoundError):
+                fd = held.get(directory)
+                (os.rmdir if entry.kind == "dir" else os.unlink)(name, dir_fd=fd)
+
+        return await self._each(entries, lambda entry: entry.path, one)
+
+    async def make_directories(
+        self, entries: Sequence[Entry], options: WriteOptions
+    ) -> list[FastsyncError | None]:
+        """See `KeepsDirectories.make_directories`."""
+
+        def one(held: HeldDirectories, entry: Entry) -> None:
+            if not entry.path:  # the root was made on the way here
+                if options.mode and entry.mode is not None:
+                    os.fchmod(held.get(""), (entry.mode & 0o777) | 0o700)
+                return
+            directory, name = split(entry.path)
+            parent = held.get(directory, create=True)
+            mode = 0o777 if entry.mode is None or not options.mode else entry.mode | 0o700
+            mode &= 0o7777 if options.special else 0o777
+            try:
+                os.mkdir(name, mode, dir_fd=parent)
+            except FileExistsError:
+                held.get(entry.path)  # Conflict unless it is a directory
+                return
+            if options.durable:
+                os.fsync(parent)
+            if options.mode and (mode & umask() or mode & 0o7000):
+                os.fchmod(held.get(entry.path), mode)
+
+        return await self._each(entries, lambda entry: entry.path, one, create=True)
+
+    async def make_links(
+        self, jobs: Sequence[CopyJob], options: WriteOptions
+    ) -> list[FastsyncError | None]:
+        """See `KeepsLinks.make_links`."""
+        names = Names()
+
+        def one(held: HeldDirectories, job: CopyJob) -> None:
+            directory, name = split(job.path)
+            fd = held.get(directory, create=True)
+            temporary = names.new()
+            os.symlink(job.entry.target or "", temporary, dir_fd=fd)
+            try:
+                if options.owner and job.entry.owner:
+                    with contextlib.suppress(PermissionError):
+                        os.chown(temporary, *job.entry.owner, dir_fd=fd, follow_symlinks=False)
+                if options.mtime and job.entry.mtime_ns is not None:
+                    times = (job.entry.mtime_ns, job.entry.mtime_ns)
+                    os.utime(temporary, ns=times, dir_fd=fd, follow_symlinks=False)
+                os.rename(temporary, name, src_dir_fd=fd, dst_dir_fd=fd)
+            except BaseException:
+                os.unlink(temporary, dir_fd=fd)
+                raise
+            if options.durable:
+                os.fsync(fd)
+
+        return await self._each(jobs, lambda job: job.path, one, create=True)
+
+    async def set_attributes(
+        self, jobs: Sequence[CopyJob], options: WriteOptions
+    ) -> list[FastsyncError | None]:
+        """See `SetsAttributes.set_attributes`."""
+        rules = rules_for(options)
+
+        def one(held: HeldDirectories, job: CopyJob) -> None:
+            if not job.path:
+                fd = held.get("")
+                _set_attributes(fd, job.entry, rules)
+                return
+            directory, name = split(job.path)
+            # O_PATH opens what we may not read, and O_NOFOLLOW never somebody else's file.
+            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=held.get(directory))
+            try:
+                _set_attributes(fd, job.entry, rules)
+            finally:
+                os.close(fd)
+
+        return await self._each(jobs, lambda job: job.path, one)
+
+    async def _each(
+        self,
+        items: Sequence[T],
+        path_of: Callable[[T], str],
+        one: Callable[[HeldDirectories, T], None],
+        *,
+        create: bool = False,
+    ) -> list[FastsyncError | None]:
+        """Do `one` for every item on a thread, below held directories; errors become answers."""
+        stop = threading.Event()
+
+        def work() -> list[FastsyncError | None]:
+            answers: list[FastsyncError | None] = []
+            with self._held_target("", create=create) as held:
+                for item in items:
+                    if stop.is_set():
+                        break
+                    try:
+                        one(held, item)
+                    except FastsyncError as error:
+                        answers.append(error.at(self.where(path_of(item))))
+                    except OSError as error:
+                        answers.append(from_os_error(error, self.where(path_of(item))))
+                    else:
+                        answers.append(None)
+            return answers
+
+        return await self._crew.in_thread(work, stop.set)
+
+    @contextlib.contextmanager
+    def _held_target(self, path: str, *, create: bool = True) -> Iterator[HeldDirectories]:
+        held: HeldDirectories | None = None
+        try:
+            held = HeldDirectories(self.root.descriptor(create=create))
+            yield held
+        except OSError as error:
+            raise from_os_error(error, self.where(path)) from error
+        finally:
+            if held is not None:
+                held.close()
+
+
+def _set_attributes(fd: int, entry: Entry, rules: Rules) -> None:
+    """Through /proc, because fchmod and futimens refuse descriptors opened with O_PATH."""
+    name = f"/proc/self/fd/{fd}"
+    is_link = entry.kind == "link"
+    if rules.owner and entry.owner is not None and not is_link:
+        try:
+            os.chown(name, *entry.owner)
+        except PermissionError:
+            with contextlib.suppress(PermissionError):
+                os.chown(name, -1, entry.owner.gid)
+    if rules.mode and entry.mode is not None and not is_link:
+        os.chmod(name, final_mode(entry.mode, rules))
+    if rules.mtime and entry.mtime_ns is not None and not is_link:
+        os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns))
