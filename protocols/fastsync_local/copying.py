@@ -18,6 +18,7 @@ import os
 import stat
 
 from fastsync.errors import FastsyncError
+from fastsync.names import safe_parts
 from fastsync_local.held import HeldDirectories
 
 TYPE_CHECKING = False
@@ -114,10 +115,8 @@ class Names:
 def split(path: str) -> tuple[str, str]:
     """Directory and last component; the component is checked here, the directory when it is entered."""
     directory, slash, name = path.rpartition("/")
-    if name in ("", ".", "..") or "\0" in path or (slash and not directory):
-        from fastsync.errors import NameRefused
-
-        raise NameRefused("the name cannot be used below the destination", where=path)
+    if name in ("", ".", "..") or "\0" in path or (slash and not directory) or not path.isascii():
+        safe_parts(path)  # says what is wrong, if anything is
     return directory, name
 
 

@@ -59,10 +59,13 @@ class Crew:
                 stack.callback(lane.close)
 
     async def in_thread(
-        self, work: Callable[[], T], on_cancel: Callable[[], object] | None = None
+        self,
+        work: Callable[[], T],
+        on_cancel: Callable[[], object] | None = None,
+        undo: Callable[[T], object] | None = None,
     ) -> T:
-        """Run blocking work. When cancelled, return only after the thread has let go of its files;
-        `on_cancel` asks it to hurry."""
+        """Run blocking work. When cancelled, return only after the thread has let go of its files:
+        `on_cancel` asks it to hurry, `undo` takes what it brought all the same."""
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self._jobs + 4, "fastsync-local")
         future = asyncio.get_running_loop().run_in_executor(self._threads, work)
@@ -72,8 +75,9 @@ class Crew:
             if on_cancel is not None:
                 on_cancel()
             await asyncio.wait([future])
-            if not future.cancelled():
-                future.exception()  # it was asked to stop; how it ended no longer matters
+            # If it failed, being asked to stop is why; that no longer matters.
+            if not future.cancelled() and future.exception() is None and undo is not None:
+                undo(future.result())
             raise
 
     # -- walks ---------------------------------------------------------------------------------------
@@ -95,7 +99,7 @@ class Crew:
     async def start_lane(self) -> Lane | None:
         """A new helper process, or None where there can be none."""
         try:
-            lane = await self.in_thread(Lane)
+            lane = await self.in_thread(Lane, undo=Lane.close)
         except LaneFailed:
             return None
         self._lanes.append(lane)

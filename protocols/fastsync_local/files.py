@@ -101,13 +101,14 @@ class LocalUpload:
             os.fsync(self._directory)
 
     async def abort(self) -> None:
+        await self._crew.in_thread(self.drop)
+
+    def drop(self) -> None:
+        """What `abort` does, for a caller on a thread."""
         if self._open:
             self._open = False
-            await self._crew.in_thread(self._drop)
-
-    def _drop(self) -> None:
-        self._target.drop()
-        os.close(self._directory)
+            self._target.drop()
+            os.close(self._directory)
 
 
 def rules_for(options: WriteOptions, *, follow: bool = False) -> Rules:

@@ -131,7 +131,8 @@ class Root:
                 self._fd = open_root(self.path)
                 status = os.fstat(self._fd)
                 self._identity = (status.st_dev, status.st_ino)
-            return os.dup(self._fd)
+            # Not dup(2): that would share the position of a listing under way.
+            return os.open(".", OPEN_DIRECTORY, dir_fd=self._fd)
 
     def identity(self) -> tuple[str, tuple[int, int]]:
         """Path and (device, inode), for a helper process to open the same one. Raises OSError."""

@@ -32,6 +32,7 @@ from fastsync.errors import (
     NameRefused,
     NotFound,
     Transient,
+    Unsupported,
     Vanished,
     from_os_error,
 )
@@ -110,7 +111,7 @@ class LocalStore:
             return Walk(self.root.descriptor(), prune=options.prune, **walk_options)
 
         try:
-            walk = await run(begin)
+            walk = await run(begin, undo=Walk.close)
         except FileNotFoundError as error:
             if options.missing_ok:
                 return
@@ -155,7 +156,9 @@ class LocalStore:
         except LaneFailed:
             # Go on here, from where it got to.
             reached = after
-            walk = await run(lambda: Walk(self.root.descriptor(), after=reached, **options))
+            walk = await run(
+                lambda: Walk(self.root.descriptor(), after=reached, **options), undo=Walk.close
+            )
             pages = iter(walk)
             try:
                 while (page := await run(lambda: next(pages, None))) is not None:
@@ -225,7 +228,7 @@ class LocalStore:
 
     async def open_file(self, entry: Entry) -> LocalFile:
         """See `LocalFiles.open_file`."""
-        return await self._crew.in_thread(lambda: self._open_file(entry))
+        return await self._crew.in_thread(lambda: self._open_file(entry), undo=LocalFile.close)
 
     def _open_file(self, entry: Entry) -> LocalFile:
         where = self.where(entry.path)
@@ -245,7 +248,7 @@ class LocalStore:
     async def read(self, entry: Entry, start: int, stop: int | None) -> AsyncIterator[Buffer]:
         """See `Source.read`."""
         run = self._crew.in_thread
-        file = await run(lambda: self._open_file(entry))
+        file = await run(lambda: self._open_file(entry), undo=LocalFile.close)
         try:
             end = (entry.size or 0) if stop is None else stop
             buffer = memoryview(bytearray(max(1, min(READ_BUFFER, end - start))))
@@ -271,8 +274,10 @@ class LocalStore:
 
     async def digest(self, entry: Entry, algorithm: str) -> str:
         """See `Hashes.digest`."""
+        if algorithm not in self.algorithms:
+            raise Unsupported(f"no digest {algorithm!r}", where=self.where(entry.path))
         stop = threading.Event()
-        file = await self._crew.in_thread(lambda: self._open_file(entry))
+        file = await self._crew.in_thread(lambda: self._open_file(entry), undo=LocalFile.close)
         try:
             return await self._crew.in_thread(
                 lambda: digest(file, algorithm, stop.is_set), stop.set
@@ -286,7 +291,9 @@ class LocalStore:
         self, path: str, like: Entry, options: WriteOptions, part_size: int
     ) -> LocalUpload:
         """See `Sink.upload`."""
-        return await self._crew.in_thread(lambda: self._upload(path, like, options))
+        return await self._crew.in_thread(
+            lambda: self._upload(path, like, options), undo=LocalUpload.drop
+        )
 
     def _upload(self, path: str, like: Entry, options: WriteOptions) -> LocalUpload:
         directory, name = split(path)

@@ -79,6 +79,14 @@ def sorted_as_bytes(keys: list[str]) -> list[str]:
     return keys
 
 
+def _is_directory(item: os.DirEntry[str], *, follow: bool) -> bool:
+    """False, too, for a link that leads round in circles: looking at it will say what is wrong."""
+    try:
+        return item.is_dir(follow_symlinks=follow)
+    except OSError:
+        return False
+
+
 class Walk:
     """An iterator of pages over the tree below `root_fd`, which it owns.
 
@@ -209,7 +217,7 @@ class Walk:
                 name = item.name
                 if name[0] == "." and temporary(name):
                     continue
-                by_key[name + "/" if item.is_dir(follow_symlinks=follow) else name] = item
+                by_key[name + "/" if _is_directory(item, follow=follow) else name] = item
         level.keys = sorted_as_bytes(list(by_key))
         if len(by_key) <= _MANY:
             level.items = [by_key[key] for key in level.keys]
