@@ -46,20 +46,20 @@ from fastsync.settings import Settings
 from fastsync.tally import Summary
 
 Place: TypeAlias = str | os.PathLike[str]
-PlaceSettings: TypeAlias = Callable[[str], Mapping[str, str]]
+PlaceSettings: TypeAlias = Callable[[Location], Mapping[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """What a run is asked for, besides its places: settings, filter rules, and who watches.
 
-    `place_settings` gives the settings of one place (endpoint, region ...) by its URL.
+    `place_settings` gives the settings of one place (endpoint, region ...).
     """
 
     settings: Settings = dataclasses.field(default_factory=Settings)
     rules: Sequence[Rule] = ()
     observer: Observer = dataclasses.field(default_factory=Silent)
-    place_settings: PlaceSettings = lambda _url: {}
+    place_settings: PlaceSettings = lambda _location: {}
 
     def filter(self) -> Filter:
         """The compiled rules; ages count from now. Raises UsageError for a bad pattern."""
@@ -115,7 +115,7 @@ class Session:
                 stall_timeout_s=settings.stall_timeout,
                 request_timeout_s=settings.request_timeout,
                 follow_links=follow,
-                place=self._request.place_settings(str(location)),
+                place=self._request.place_settings(location),
             ),
         )
         self._stores.append(store)

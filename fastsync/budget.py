@@ -41,9 +41,12 @@ class Budget:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
+            if not turn.cancelled():
                 self._out -= units  # it was granted in the same instant
-            else:
+            elif (
+                units,
+                turn,
+            ) in self._waiting:  # else somebody has met it there, and passed it over
                 self._waiting.remove((units, turn))
             self._admit()
             raise

@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fastsync.errors import ConfigError, UsageError
@@ -31,6 +30,8 @@ from fastsync.settings import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path  # 4 ms, for runs that have a file or a profile to read
+
     from fastsync.userfile import UserFile
 
 __all__ = [
@@ -85,14 +86,14 @@ class Resolved:
     config_file: Path | None = None
     notes: tuple[str, ...] = ()
 
-    def place_for(self, url: str) -> dict[str, str]:
-        """The table of the longest place in the file that holds `url`; {} when none does.
+    def place_for(self, place: Location | str) -> dict[str, str]:
+        """The table of the longest place in the file that holds `place`; {} when none does.
 
         Scheme, host and port must be the same, and the path must end or go on with a "/": what is said
         of ``s3://logs`` or ``https://example.org`` is not told to ``s3://logs-of-others`` or
         ``https://example.org.evil.example``. A place without a user is for every user.
         """
-        wanted = parse(url)
+        wanted = parse(place) if isinstance(place, str) else place
         holding = [place for place in self.places if _holds(parse(place), wanted)]
         return dict(self.places[max(holding, key=_specificity)]) if holding else {}
 
@@ -331,6 +332,8 @@ def _unread_variables(environ: Mapping[str, str]) -> list[str]:
 
 def presets() -> dict[str, Path]:
     """The profiles that come with fastsync, by name."""
+    from pathlib import Path
+
     here = Path(__file__).resolve().parent
     for folder in (here / "profiles", here.parent / "profiles"):  # in a wheel, in a checkout
         if folder.is_dir():
@@ -342,30 +345,39 @@ def find_config(
     named: Path | None = None, environ: Mapping[str, str] = os.environ
 ) -> tuple[Path, str]:
     """Where the configuration is, and who said so: "" for the usual place, where there need be none."""
+    from pathlib import Path
+
+    path, named_by = _find_config(named, environ)
+    return Path(path), named_by
+
+
+def _find_config(named: Path | None, environ: Mapping[str, str]) -> tuple[str, str]:
     if named is not None:
-        return named, "--config"
+        return os.fspath(named), "--config"
     if environ.get("FASTSYNC_CONFIG"):
-        return Path(environ["FASTSYNC_CONFIG"]), "FASTSYNC_CONFIG"
+        return environ["FASTSYNC_CONFIG"], "FASTSYNC_CONFIG"
     # XDG base directory specification: a relative path is invalid and to be ignored.
     base = environ.get("XDG_CONFIG_HOME", "")
     if not os.path.isabs(base):
         home = environ.get("HOME", "")
         base = os.path.join(home if os.path.isabs(home) else os.path.expanduser("~"), ".config")
-    return Path(base, "fastsync", "config.toml"), ""
+    return os.path.join(base, "fastsync", "config.toml"), ""
 
 
 def read_config(
     named: Path | None = None, environ: Mapping[str, str] = os.environ
 ) -> UserFile | None:
     """The user's file; None when nobody named one and there is none. Raises ConfigError."""
-    path, named_by = find_config(named, environ)
+    path, named_by = _find_config(named, environ)
     if not named_by:
         try:
-            path.stat()
+            os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError:
             pass  # reading it will say what is wrong
+    from pathlib import Path
+
     from fastsync import userfile
 
-    return userfile.read(path)
+    return userfile.read(Path(path))

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -492,5 +491,7 @@ def backoff(attempt: int, error: FastsyncError) -> float:
     """Seconds to wait before the next try: doubling with jitter, or what the server asked for."""
     if isinstance(error, Transient) and error.retry_after_s is not None:
         return min(error.retry_after_s, 60.0)
+    import random  # 1 ms, for what seldom happens
+
     longest: float = min(FIRST_BACKOFF_S * 2.0**attempt, LONGEST_BACKOFF_S)
     return random.uniform(0.5, 1.0) * longest

@@ -306,14 +306,15 @@ def _compile(rules: Sequence[Rule]) -> list[_Branch]:
 
 
 def _branches(rule: Rule, glob: _Glob) -> Iterator[_Branch]:
-    if len(glob) > 2 and glob[-2:] == ("/", _TREE):
-        yield from _branches(rule, glob[:-1])
-        yield from _branches(rule, (*glob[:-1], _DEEP))
-        return
     anchored = glob[0] == "/"
     on_files = glob[-1] != "/"
+    if not on_files:
+        glob = glob[:-1]
+    if len(glob) > 2 and glob[-2:] == ("/", _TREE):
+        yield from _branches(rule, glob[:-1])
     glob = tuple(_DEEP if token == _TREE else token for token in glob)
-    glob = glob[1 if anchored else 0 : None if on_files else -1]
+    if anchored:
+        glob = glob[1:]
     if not anchored and glob[:2] == (_DEEP, "/"):
         glob = glob[2:]  # a leading "**/" is what no leading "/" means anyway
     *above, last = _split(glob, "/")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import urllib.parse
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -103,13 +102,19 @@ def parse(text: str) -> Location:
     scheme, rest = match[1].lower(), match[2]
     if scheme == LOCAL_SCHEME:
         host, slash, encoded = rest.partition("/")
-        path = "/" + urllib.parse.unquote(encoded, errors="surrogateescape")
+        path = "/" + _unquote(encoded, errors="surrogateescape")
         if host not in ("", "localhost") or not slash or "\0" in path:
             raise UsageError(
                 "a file:// place must be file:///absolute/path", hint="or write the path itself"
             )
         return Location(LOCAL_SCHEME, path)
     return _parse_url(scheme, rest)
+
+
+def _unquote(text: str, errors: str = "replace") -> str:
+    from urllib.parse import unquote  # local paths, the common case, need none of it
+
+    return unquote(text, errors=errors)
 
 
 def _parse_url(scheme: str, rest: str) -> Location:
@@ -136,7 +141,7 @@ def _parse_url(scheme: str, rest: str) -> Location:
         slash + path,
         host=match[1],
         port=port,
-        user=urllib.parse.unquote(user) if at else None,
-        password=urllib.parse.unquote(password) if colon else None,
+        user=_unquote(user) if at else None,
+        password=_unquote(password) if colon else None,
         query=query,
     )

@@ -27,10 +27,6 @@ def safe_parts(relative: str) -> tuple[str, ...]:
     for part in parts:
         if part in ("", ".", "..") or "\0" in part:
             raise NameRefused(_why_refused(part, relative), where=relative)
-    try:
-        path_key(relative)
-    except UnicodeEncodeError as error:
-        raise NameRefused("the name is not text", where=relative) from error
     return parts
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import tempfile
 from collections.abc import Iterator
 from typing import IO, Final, Generic, TypeVar
 
@@ -31,6 +29,9 @@ class Spool(Generic[T]):
         self._count += len(items)
         self._page.extend(items)
         if len(self._page) >= PAGE:
+            import pickle  # few runs get here
+            import tempfile
+
             if self._file is None:
                 self._file = tempfile.TemporaryFile(prefix="fastsync-")  # noqa: SIM115 - closed in close()
             self._offsets.append(self._file.seek(0, 2))
@@ -52,6 +53,8 @@ class Spool(Generic[T]):
             yield self._load(offset)[::-1]
 
     def _load(self, offset: int) -> list[T]:
+        import pickle
+
         assert self._file is not None
         self._file.seek(offset)
         page: list[T] = pickle.load(self._file)  # noqa: S301 - our own unnamed file

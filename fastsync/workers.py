@@ -14,12 +14,13 @@ class WorkerPool:
         self._width = max(1, width)
         self._jobs: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue(2 * self._width)
         self._workers: list[asyncio.Task[None]] = []
-        self._bug: BaseException | None = None
+        self._busy = 0
+        self._bug: Exception | None = None
 
     async def submit(self, job: Callable[[], Awaitable[None]]) -> None:
         """Queue a job; waits while the queue is full."""
         self._raise_bug()
-        if not self._workers or (len(self._workers) < self._width and not self._jobs.empty()):
+        if len(self._workers) < min(self._width, self._busy + self._jobs.qsize() + 1):
             self._workers.append(asyncio.create_task(self._work()))
         await self._jobs.put(job)
 
@@ -36,14 +37,25 @@ class WorkerPool:
         self._workers.clear()
 
     async def _work(self) -> None:
-        while True:
+        this = asyncio.current_task()
+        assert this is not None
+        # A job may swallow our cancellation, as a task group does when one of its tasks fails in the
+        # same instant (until Python 3.13); it still ends the worker.
+        while not this.cancelling():
             job = await self._jobs.get()
+            self._busy += 1
             try:
                 if self._bug is None:
                     await job()
+            except asyncio.CancelledError as error:
+                if this.cancelling():
+                    raise
+                self._bug = RuntimeError("a job was cancelled, but not by the pool")
+                self._bug.__cause__ = error
             except Exception as bug:
                 self._bug = bug
             finally:
+                self._busy -= 1
                 self._jobs.task_done()
 
     def _raise_bug(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -169,10 +168,12 @@ def resolved(values: Mapping[str, Any]) -> Resolved:
     }
     if not flags.get("verbose"):
         flags.pop("verbose", None)
-    config = values.get("config")
-    return resolve(
-        flags, profile=values.get("profile"), config_file=Path(config) if config else None
-    )
+    config_file = None
+    if values.get("config"):
+        from pathlib import Path
+
+        config_file = Path(values["config"])
+    return resolve(flags, profile=values.get("profile"), config_file=config_file)
 
 
 def rules_of(context: click.Context, values: Mapping[str, Any]) -> list[Rule]:

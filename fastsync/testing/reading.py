@@ -171,9 +171,11 @@ class SourceConformance(ABC):
     async def test_a_place_that_is_a_file(
         self, source: Source, root: tuple[Backend, Location]
     ) -> None:
-        """A file cannot be listed: Conflict, or NotFound where a directory is only a prefix."""
+        """A place that is a file says so; it cannot be listed: Conflict, or NotFound in a bucket."""
         await self.put(source, "file", b"content")
         file = await root[0].connect(root[1].child("file"), StoreOptions())
+        entry = await file.stat("")
+        assert (entry.path, entry.kind) == ("", "file")
         with pytest.raises((Conflict, NotFound)):
             await listing(file)
         await file.aclose()

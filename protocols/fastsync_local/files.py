@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable
 
@@ -127,6 +126,8 @@ def rules_for(options: WriteOptions, *, follow: bool = False) -> Rules:
 
 def digest(file: PinnedFile, algorithm: str, stopped: Callable[[], bool]) -> str:
     """Hex digest of an open file, verified to be of one version."""
+    import hashlib  # OpenSSL is a millisecond that most runs need not spend
+
     state = hashlib.new(algorithm, usedforsecurity=False)
     buffer = memoryview(bytearray(READ_BUFFER))
     position = 0

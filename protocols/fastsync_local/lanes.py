@@ -11,7 +11,6 @@ import select
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any, Final
 
 from fastsync import errors
@@ -32,7 +31,10 @@ class Lane:
     """One helper process. Blocking: to be used from a thread, one request at a time."""
 
     def __init__(self) -> None:
-        roots = {str(Path(module).parent.parent) for module in (__file__, errors.__file__)}
+        roots = {
+            os.path.dirname(os.path.dirname(os.path.abspath(each)))
+            for each in (__file__, errors.__file__)
+        }
         if not sys.executable:
             raise LaneFailed("this interpreter does not know its own program")
         try:

@@ -114,6 +114,7 @@ class Walk:
         self._faults: list[RowFault] = []
         self._stack: list[_Level] = []
         self._after = after
+        self._reached = after
         status = os.fstat(root_fd)
         root = _Level(root_fd, "", "", (status.st_dev, status.st_ino))
         try:
@@ -133,39 +134,40 @@ class Walk:
         want = FIRST_PAGE
         try:
             while self._stack:
-                last = self._step(want)
+                self._step(want)
                 if len(self._rows) >= want or not self._stack:
                     rows, faults = self._rows, self._faults
                     self._rows, self._faults = [], []
                     if rows or faults:
-                        yield rows, faults, last
+                        yield rows, faults, self._reached
                     want = PAGE
         finally:
             self.close()
 
-    def _step(self, want: int) -> str:
-        """Advance by a run of non-directories, or into or out of one directory; the key reached."""
+    def _step(self, want: int) -> None:
+        """Advance by a run of non-directories, or into or out of one directory."""
         level = self._stack[-1]
         keys, index = level.keys, level.index
         if index >= len(keys):
             level.close()
             self._stack.pop()
-            return level.prefix
+            return
         key = keys[index]
         if self._after and self._skip(level, key):
-            return level.prefix + key
+            return
         if key[-1] == "/":
             level.index += 1
+            self._reached = level.prefix + key
             self._directory(level, key[:-1], index)
-            return level.prefix + key
+            return
         # At least one row, so that every step moves; at most to the next directory or the page's end.
         stop = min(len(keys), index + max(1, want - len(self._rows)))
         end = index + 1
         while end < stop and keys[end][-1] != "/":
             end += 1
         level.index = end
+        self._reached = level.prefix + keys[end - 1]
         self._files(level, index, end)
-        return level.prefix + keys[end - 1]
 
     def _skip(self, level: _Level, key: str) -> bool:
         """Pass over what the walk that we continue has yielded; true when `key` was dealt with."""
@@ -230,16 +232,18 @@ class Walk:
             self._fault(path, error)
             return
         if not stat.S_ISDIR(status.st_mode):
-            self._rows.extend(self._row(level, name, status))
+            # Its place in the order is another one now; the next run will see it there.
+            self._fault(path, OSError(errno.ESTALE, "was replaced during the walk"))
             return
         owner = (status.st_uid, status.st_gid) if self._owner else None
         mode = status.st_mode & 0o7777
         self._rows.append((path, "dir", None, status.st_mtime_ns, mode, None, None, owner))
-        prune = self._prune
-        if self._recursive and not (prune is not None and prune(path)):
-            self._enter(level, name, path)
+        self._enter(level, name, path)
 
     def _enter(self, level: _Level, name: str, path: str) -> None:
+        prune = self._prune
+        if not self._recursive or (prune is not None and prune(path)):
+            return
         fd = -1
         try:
             flags = OPEN_DIRECTORY & ~os.O_NOFOLLOW if self._follow else OPEN_DIRECTORY

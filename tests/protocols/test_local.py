@@ -9,12 +9,20 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from fastsync.backend import Backend, ScanOptions, Sink, Source, StoreOptions, WriteOptions
+from fastsync.backend import (
+    Backend,
+    LocalFiles,
+    ScanOptions,
+    Sink,
+    Source,
+    StoreOptions,
+    WriteOptions,
+)
 from fastsync.errors import Changed, Conflict, UsageError
 from fastsync.location import Location, parse
 from fastsync.testing import StoreConformance
 from fastsync.testing.vocabulary import begin, collect, expect, listing, noise, write
-from fastsync_local.backend import LocalBackend, LocalStore
+from fastsync_local.backend import LocalBackend
 
 
 class TestLocal(StoreConformance):
@@ -74,7 +82,7 @@ async def test_a_pinned_file_notices_a_write(store: Sink, tmp_path: Path) -> Non
     path = tmp_path / "file"
     path.write_bytes(b"content")
     os.utime(path, ns=(0, 0))
-    assert isinstance(store, LocalStore)
+    assert isinstance(store, LocalFiles)
     pinned = await store.open_file(await store.stat("file"))
     try:
         pinned.verify()

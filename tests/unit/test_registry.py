@@ -127,7 +127,7 @@ def test_a_distribution_that_is_met_twice_makes_one_claim(install: Install) -> N
     [
         ("no_such_module:Backend", "ModuleNotFoundError: No module named 'no_such_module'"),
         ("fastsync.testing:NoSuchClass", "AttributeError: .*NoSuchClass"),
-        ("no class at all", "AttributeError|TypeError|ValueError"),
+        ("no class at all", "AttributeError|TypeError|ValueError|ModuleNotFoundError"),
     ],
 )
 def test_a_class_that_cannot_be_loaded(install: Install, value: str, reason: str) -> None:
