@@ -308,13 +308,11 @@ def _compile(rules: Sequence[Rule]) -> list[_Branch]:
 def _branches(rule: Rule, glob: _Glob) -> Iterator[_Branch]:
     anchored = glob[0] == "/"
     on_files = glob[-1] != "/"
-    if not on_files:
-        glob = glob[:-1]
-    if len(glob) > 2 and glob[-2:] == ("/", _TREE):
-        yield from _branches(rule, glob[:-1])
-    glob = tuple(_DEEP if token == _TREE else token for token in glob)
-    if anchored:
-        glob = glob[1:]
+    if glob[-1] == _TREE:
+        if len(glob) > 2:
+            yield from _branches(rule, glob[:-1])
+        glob = (*glob[:-1], _DEEP)
+    glob = glob[1 if anchored else 0 : None if on_files else -1]
     if not anchored and glob[:2] == (_DEEP, "/"):
         glob = glob[2:]  # a leading "**/" is what no leading "/" means anyway
     *above, last = _split(glob, "/")
@@ -450,7 +448,12 @@ def _token(pattern: str, found: re.Match[str]) -> str:
 
 
 def _check_segments(pattern: str, glob: _Glob) -> None:
-    """Paths have no empty, "." or ".." segments, so a pattern that has one would never match."""
+    """Refuse "***" out of place, and segments no path has: such a pattern would never match."""
+    if _TREE in glob and (glob.index(_TREE) != len(glob) - 1 or glob[-2:-1] != ("/",)):
+        raise UsageError(
+            f"the pattern '{pattern}' has *** where ** is meant",
+            hint="*** only ends a pattern: dir/*** is the directory and everything below it",
+        )
     inner = glob[1 if glob[:1] == ("/",) else 0 :]
     inner = inner[:-1] if inner[-1:] == ("/",) else inner
     if not inner:
