@@ -50,7 +50,7 @@ from fastsync.location import Location
 from fastsync.plan import Action, DeleteGate, PlanPage, Step, forbid_deletes
 from fastsync.spool import Spool
 from fastsync.tally import Summary, Tally
-from fastsync.transfer import Lanes, choose_route, transfer
+from fastsync.transfer import Lanes, transfer
 from fastsync.workers import WorkerPool
 
 # Files that the sink copies by itself travel in batches of so many files or bytes.
@@ -117,6 +117,11 @@ class _Run:
     faults: list[FastsyncError] = field(default_factory=list)
     copy_errors: list[FastsyncError] = field(default_factory=list)
     keeps_everything: bool = False
+    within: bool = False  # the sink copies by itself
+
+    def __post_init__(self) -> None:
+        sink = self.work.sink
+        self.within = offers(sink, CopiesWithin) and sink.can_copy_from(self.work.source)
 
     def close(self) -> None:
         for spool in (self.deletes, self.later, self.finish):
@@ -228,7 +233,7 @@ class Engine:
                 await self._quick(run, step, some)
         for action in copies:
             self._tally.planned(action.entry.size)
-            if action.step == "verify" or not self._is_within(run.work, action.entry):
+            if action.step == "verify" or not run.within:
                 await self._pool.submit(partial(self._copy_one, run, action))
             elif self._dry_run:
                 self._done(run, action)
@@ -307,9 +312,6 @@ class Engine:
 
     # -- items ---------------------------------------------------------------------------------------
 
-    def _is_within(self, work: Work, entry: Entry) -> bool:
-        return choose_route(entry, work.source, work.sink, self._lanes.chunk_size) == "within"
-
     async def _quick(
         self,
         run: _Run,
@@ -351,6 +353,9 @@ class Engine:
             async with self._lanes.streams.spend(1), self._lanes.memory.spend(READ_BUFFER):
                 with self._current(alone):
                     answers = await sink.copy_from(work.source, jobs, work.write, self._tally.moved)
+            if alone is None and not any(answers) and not self._tally.wants_items:
+                self._tally.copied(len(waiting), sum(action.entry.size or 0 for action in waiting))
+                return
             duration = time.monotonic() - started if alone else 0.0
             again: list[Action] = []
             delay = 0.0
@@ -413,7 +418,7 @@ class Engine:
                 await self._quick(run, "attributes", [change])
         elif self._dry_run:
             self._done(run, action)
-        elif self._is_within(work, action.entry):
+        elif run.within:
             await self._copy_batch(run, [action._replace(step="copy")])
         else:
             path = work.target(action.path)

@@ -15,14 +15,17 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
-from fastsync.backend import Entry, Fault, Page
+from fastsync.backend import Entry, Fault, Kind, Page
 from fastsync.errors import Conflict, FastsyncError, ListingError, SafetyStop
 from fastsync.filters import Filter
 
 Comparison: TypeAlias = Literal["mtime", "checksum", "size", "newer"]
 Step: TypeAlias = Literal["mkdir", "link", "copy", "verify", "attributes", "skip"]
+
+# How what is not there yet is made.
+_STEPS: Final[dict[Kind, Step]] = {"dir": "mkdir", "link": "link", "file": "copy"}
 
 
 class Action(NamedTuple):
@@ -180,8 +183,9 @@ class _Planner:
         )
         # Source entries without a counterpart, for which a directory of that name may yet be listed.
         self._waiting: list[Entry] = []
-        # Destination entries without a counterpart, for which a source directory may yet be listed.
-        self._in_the_way: dict[str, Entry] = {}
+        # Destination entries without a counterpart, for which a source directory may yet be listed;
+        # each one's path begins with that of the one before.
+        self._in_the_way: list[Entry] = []
         self._blocked: str | None = None  # "path/" of a source directory that cannot be made (now)
         self._above: list[Entry] = []  # source directories on the way to the current entry
         self._touched: set[str] = set()
@@ -197,7 +201,7 @@ class _Planner:
         i, j = ours.index, theirs.index
         while True:
             if i < len(a) and j < len(b):
-                if self._trusts_equal and a[i] == b[j]:
+                if self._trusts_equal and a[i] == b[j] and not self._waiting:
                     first = i
                     i, j = _past_equal(a, i, b, j)
                     self._unchanged(a[first:i])
@@ -205,6 +209,7 @@ class _Planner:
                 key, other = order(a[i]), order(b[j])
                 if key == other:
                     self._ascending(key, other)
+                    self.release(other)
                     self._both(a[i], b[j])
                     i += 1
                     j += 1
@@ -214,16 +219,15 @@ class _Planner:
                     i += 1
                 else:
                     self._ascending(None, other)
-                    self._only_destination(b[j], other)
+                    self._only_destination(b[j], other, key)
                     j += 1
             elif i < len(a) and theirs.done:
-                self._ascending(order(a[i]), None)
-                self._only_source(a[i], None)
-                i += 1
+                self._rest_of_source(a[i:])
+                i = len(a)
             elif j < len(b) and ours.done:
                 key = order(b[j])
                 self._ascending(None, key)
-                self._only_destination(b[j], key)
+                self._only_destination(b[j], key, None)
                 j += 1
             else:
                 break
@@ -240,6 +244,25 @@ class _Planner:
                 raise ListingError("the destination's listing is not in order", where=theirs)
             self._last_theirs = theirs
 
+    def _rest_of_source(self, entries: list[Entry]) -> None:
+        """What comes behind the destination's end: in a first copy everything, so files come quickly."""
+        self.release(None)
+        plain = not (self.rules.existing or self.rules.directory_times)
+        now = self.page.now
+        last = self._last_ours
+        for entry in entries:
+            path = entry.path
+            # Plain order is right but for names that are not UTF-8; those `before` judges.
+            if plain and entry.kind == "file" and self._blocked is None and last < path:
+                now.append(Action("copy", path, entry, None, "new"))
+                last = path
+            else:
+                self._last_ours = last
+                self._ascending(order(entry), None)
+                self._only_source(entry, None)
+                last = self._last_ours
+        self._last_ours = last
+
     # -- the cases -----------------------------------------------------------------------------------
 
     def _unchanged(self, entries: list[Entry]) -> None:
@@ -251,7 +274,7 @@ class _Planner:
             for entry in entries:
                 if entry.kind == "dir":
                     self._enter(entry)
-                elif entry.kind == "special":
+                elif entry.kind == "special" or (entry.kind == "link" and not self.rules.links):
                     page.specials += 1
         self._last_ours = self._last_theirs = order(entries[-1])
 
@@ -330,11 +353,9 @@ class _Planner:
         if entry.kind == "dir":
             self._enter(entry)
         if self._is_blocked(entry):
-            if entry.kind == "dir" and self.rules.delete and self.rules.directories:
-                self.page.later.append(Action("mkdir", entry.path, entry, None, "new"))
             return
         if self.rules.existing:
-            if entry.kind == "dir":
+            if entry.kind == "dir" and self.rules.directories:
                 self._blocked = entry.path + "/"  # nothing below it can exist either
             self._skip(entry, None, "does not exist there")
         elif entry.kind == "dir":
@@ -351,48 +372,56 @@ class _Planner:
     def _new_directory(self, entry: Entry) -> None:
         if not self.rules.directories:
             return
-        old = self._in_the_way.pop(entry.path, None)
-        if old is None:
+        self._pass(entry.path + "/")
+        if not self._in_the_way or self._in_the_way[-1].path != entry.path:
             self._do("mkdir", entry, None, "new")
-            if self.rules.directory_times or (entry.mode or 0o700) & 0o700 != 0o700:
-                self._finish(entry, None, "new")
+            self._finish_new(entry)
             return
+        old = self._in_the_way.pop()
         self._blocked = entry.path + "/"
         if self.rules.delete:
             self._touch(entry)
             self.page.later.append(Action("mkdir", entry.path, entry, old, "replaces a file"))
-            self._finish(entry, None, "new")
+            self._finish_new(entry)
         else:
             self._conflict(entry, "a file stands where the directory should go")
 
-    def _new(self, entry: Entry) -> None:
-        self._do("link" if entry.kind == "link" else "copy", entry, None, "new")
+    def _finish_new(self, entry: Entry) -> None:
+        """Until the end a new directory is open to us, and its time changes with what comes in."""
+        if self.rules.directory_times or (entry.mode is not None and entry.mode & 0o700 != 0o700):
+            self._finish(entry, None, "new")
 
-    def _only_destination(self, old: Entry, key: str) -> None:
+    def _new(self, entry: Entry) -> None:
+        self._do(_STEPS[entry.kind], entry, None, "new")
+
+    def _only_destination(self, old: Entry, key: str, ours: str | None) -> None:
+        """`ours` is the key of the source's next entry, None at its end."""
         self.release(key)
         if old.kind == "dir":
+            if ours is not None and ours.startswith(key):
+                return  # the source has it, too, but lists no directories
             for entry in self._waiting:
                 if entry.path == old.path:
                     self._waiting.remove(entry)
                     if self.rules.delete:
                         self._touch(entry)
-                        step: Step = "link" if entry.kind == "link" else "copy"
-                        reason = "replaces a directory"
+                        step, reason = _STEPS[entry.kind], "replaces a directory"
                         self.page.later.append(Action(step, entry.path, entry, old, reason))
                     else:
                         self._conflict(entry, "a directory stands where the file should go")
                     break
         else:
-            if len(self._in_the_way) > 256:
-                self._in_the_way = {
-                    path: one
-                    for path, one in self._in_the_way.items()
-                    if not before(path + "/", self._last_ours)
-                }
-            self._in_the_way[old.path] = old
+            self._pass(key)
+            self._in_the_way.append(old)
         if self.rules.delete:
             self._touch(old)
             self.page.deletes.append(old)
+
+    def _pass(self, key: str) -> None:
+        """Forget what stands in the way of directories that can no longer come: both sides are at
+        `key`, or past it."""
+        while self._in_the_way and before(self._in_the_way[-1].path + "/", key):
+            self._in_the_way.pop()
 
     def release(self, other: str | None) -> None:
         """Let go of waiting entries whose directory can no longer come: the destination is past it."""
@@ -430,12 +459,13 @@ class _Planner:
         if not entry.path.startswith(self._blocked):
             self._blocked = None
             return False
-        if self.rules.delete and not self.rules.existing and entry.kind != "dir":
+        if self.rules.delete and not self.rules.existing:
             if entry.kind == "special" or (entry.kind == "link" and not self.rules.links):
                 self.page.specials += 1
-            else:
-                step: Step = "link" if entry.kind == "link" else "copy"
-                self.page.later.append(Action(step, entry.path, entry, None, "new"))
+                return True
+            if entry.kind == "dir":
+                self._finish_new(entry)
+            self.page.later.append(Action(_STEPS[entry.kind], entry.path, entry, None, "new"))
         return True
 
     def _enter(self, entry: Entry) -> None:
@@ -450,9 +480,11 @@ class _Planner:
     def _touch(self, entry: Entry) -> None:
         """Changing an entry changes its directory's time, which must be set again at the end."""
         if self.rules.directory_times:
-            self._leave(entry.path)
-            if self._above and self._above[-1].path == entry.path.rpartition("/")[0]:
-                self._finish(self._above[-1], None, "changed inside")
+            parent = entry.path.rpartition("/")[0]
+            for directory in reversed(self._above):
+                if directory.path == parent:
+                    self._finish(directory, None, "changed inside")
+                    break
 
     def _finish(self, entry: Entry, old: Entry | None, reason: str) -> None:
         if self.rules.directory_times:

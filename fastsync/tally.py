@@ -52,6 +52,11 @@ class Tally:
         self.totals.planned_files += 1
         self.totals.planned_bytes += size or 0
 
+    def copied(self, files: int, size: int) -> None:
+        """A batch is copied, and nobody wants to hear of its items."""
+        self.totals.files_copied += files
+        self.totals.bytes_copied += size
+
     def done(
         self,
         operation: Operation,

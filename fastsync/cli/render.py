@@ -360,8 +360,8 @@ class Display:
         self._live.start()
 
     def _draw(self, totals: Totals, rate: float) -> Any:
-        from rich.console import Group
         from rich.progress_bar import ProgressBar
+        from rich.table import Table
         from rich.text import Text
 
         rows: list[Any] = [Text(status(totals, rate), no_wrap=True, overflow="ellipsis")]
@@ -378,7 +378,10 @@ class Display:
         for path, size in list(totals.current.items())[: self.SHOWN_FILES]:
             line = f"  {human_size(size):>9}  {printable(path)}"
             rows.append(Text(line, style="dim", no_wrap=True, overflow="ellipsis"))
-        return Group(*rows)
+        grid = Table.grid()
+        for row in rows:
+            grid.add_row(row)
+        return grid
 
     def clear(self) -> None:
         """Make room for a line; the next tick draws again."""

@@ -38,7 +38,8 @@ def run_transfer(
             summary = run(start(request), console.interrupted)
         except Interrupted as interrupted:
             return interrupted.exit_code
-        finally:
+        except BaseException:
             console.close()
+            raise
         console.finish(summary)
     return summary.exit_code

@@ -139,7 +139,7 @@ DIRECTORIES = ("dir", "empty dir")
 
 
 @pytest.mark.parametrize("around", [{}, AROUND], ids=["alone", "among others"])
-@pytest.mark.parametrize(("ours", "theirs"), permutations(KINDS, 2))
+@pytest.mark.parametrize(("ours", "theirs"), list(permutations(KINDS, 2)))
 def test_another_kind_with_delete(
     fastsync: Fastsync,
     plant: Plant,
@@ -159,7 +159,7 @@ def test_another_kind_with_delete(
     assert states(tmp_path / "outside") == outside
 
 
-@pytest.mark.parametrize(("ours", "theirs"), permutations(KINDS, 2))
+@pytest.mark.parametrize(("ours", "theirs"), list(permutations(KINDS, 2)))
 def test_another_kind_without_delete(
     fastsync: Fastsync,
     plant: Plant,
