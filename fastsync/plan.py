@@ -89,6 +89,24 @@ class Rules:
     delete_excluded: bool = False
     show_skips: bool = False
 
+    def same_time(self, entry: Entry, old: Entry) -> bool:
+        """True when the copy `old` is not older than the file, as far as both sides' times can tell."""
+        if entry.mtime_ns is None or old.mtime_ns is None:
+            return False
+        if self.comparison == "newer":
+            # The destination's time is when it was written: later than the source means up to date.
+            return entry.mtime_ns <= old.mtime_ns + self.window_ns
+        return abs(entry.mtime_ns - old.mtime_ns) <= self.window_ns
+
+    def attributes_differ(self, entry: Entry, old: Entry, *, times: bool) -> bool:
+        """True when what the run keeps of a file, besides its content, is not what stands there."""
+        if entry.mode is not None and old.mode is not None:
+            if (entry.mode ^ old.mode) & self.mode_mask:
+                return True
+        if self.owner and entry.owner is not None and entry.owner != old.owner:
+            return True
+        return times and not self.same_time(entry, old)
+
 
 def order(entry: Entry) -> str:
     """The key of listings: the full path, "name/" for a directory."""
@@ -266,6 +284,14 @@ class _Planner:
     # -- the cases -----------------------------------------------------------------------------------
 
     def _unchanged(self, entries: list[Entry]) -> None:
+        first = order(entries[0])
+        self._ascending(first, first)
+        if self.rules.delete:
+            # Between equal entries, too, one in the wrong place could hide another.
+            keys = [entry[0] + "/" if entry[1] == "dir" else entry[0] for entry in entries]
+            plain = "".join(keys).isascii()
+            if keys != sorted(keys, key=None if plain else os.fsencode):
+                raise ListingError("the listings are not in order", where=first)
         page = self.page
         sizes = [entry[2] for entry in entries if entry[1] == "file"]
         page.skipped_files += len(sizes)
@@ -281,7 +307,7 @@ class _Planner:
     def _both(self, entry: Entry, old: Entry) -> None:
         if entry.kind == "dir":
             self._enter(entry)
-            if self._attributes_differ(entry, old, times=self.rules.directory_times):
+            if self.rules.attributes_differ(entry, old, times=self.rules.directory_times):
                 self._finish(entry, old, "attributes differ")
             return
         if self._is_blocked(entry):
@@ -322,36 +348,21 @@ class _Planner:
             self._do("copy", entry, old, "size differs")
         elif rules.comparison == "checksum":
             self._do("verify", entry, old, "checksum")
-        elif rules.comparison == "size" or self._same_time(entry, old):
-            if self._attributes_differ(entry, old, times=False):
+        elif rules.comparison == "size" or rules.same_time(entry, old):
+            if rules.attributes_differ(entry, old, times=False):
                 self._do("attributes", entry, old, "attributes differ")
             else:
                 self._skip(entry, old, "unchanged")
         else:
             self._do("copy", entry, old, "time differs")
 
-    def _same_time(self, entry: Entry, old: Entry) -> bool:
-        if entry.mtime_ns is None or old.mtime_ns is None:
-            return False
-        if self.rules.comparison == "newer":
-            # The destination's time is when it was written: later than the source means up to date.
-            return entry.mtime_ns <= old.mtime_ns + self.rules.window_ns
-        return abs(entry.mtime_ns - old.mtime_ns) <= self.rules.window_ns
-
-    def _attributes_differ(self, entry: Entry, old: Entry, *, times: bool) -> bool:
-        rules = self.rules
-        if entry.mode is not None and old.mode is not None:
-            if (entry.mode ^ old.mode) & rules.mode_mask:
-                return True
-        if rules.owner and entry.owner is not None and entry.owner != old.owner:
-            return True
-        return times and not self._same_time(entry, old)
-
     def _only_source(self, entry: Entry, other: str | None) -> None:
         """`other` is the key of the destination's next entry, None at its end."""
         self.release(other)
         if entry.kind == "dir":
             self._enter(entry)
+        elif self._in_the_way and self.rules.directories:
+            self._imply(entry)
         if self._is_blocked(entry):
             return
         if self.rules.existing:
@@ -385,6 +396,15 @@ class _Planner:
             self._finish_new(entry)
         else:
             self._conflict(entry, "a file stands where the directory should go")
+
+    def _imply(self, entry: Entry) -> None:
+        """A source that lists no directories may have one all the same where something else stands."""
+        self._pass(entry.path)
+        if self._in_the_way and entry.path.startswith(self._in_the_way[-1].path + "/"):
+            old = self._in_the_way.pop()
+            self._blocked = old.path + "/"
+            if not self.rules.delete:
+                self._conflict(old, "a file stands where the directory should go")
 
     def _finish_new(self, entry: Entry) -> None:
         """Until the end a new directory is open to us, and its time changes with what comes in."""
@@ -420,7 +440,10 @@ class _Planner:
     def _pass(self, key: str) -> None:
         """Forget what stands in the way of directories that can no longer come: both sides are at
         `key`, or past it."""
-        while self._in_the_way and before(self._in_the_way[-1].path + "/", key):
+        while self._in_the_way:
+            directory = self._in_the_way[-1].path + "/"
+            if key.startswith(directory) or not before(directory, key):
+                break
             self._in_the_way.pop()
 
     def release(self, other: str | None) -> None:

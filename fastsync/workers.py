@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Final
+
+
+QUEUED: Final = 64
 
 
 class WorkerPool:
@@ -12,7 +16,10 @@ class WorkerPool:
 
     def __init__(self, width: int) -> None:
         self._width = max(1, width)
-        self._jobs: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue(2 * self._width)
+        # Long enough for totals to be known early, short enough to hold little.
+        self._jobs: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue(
+            max(QUEUED, 2 * self._width)
+        )
         self._workers: list[asyncio.Task[None]] = []
         self._busy = 0
         self._bug: Exception | None = None

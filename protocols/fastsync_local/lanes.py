@@ -23,6 +23,9 @@ _BOOT = "import sys; sys.path[:0] = sys.argv[1:]; from fastsync_local.worker imp
 CLOSE_WITHIN_S: Final = 3.0
 
 
+PIPE_SIZE: Final = 1 << 20
+
+
 class LaneFailed(Exception):
     """The helper process could not be started, or ended in the middle; the work can be done here."""
 
@@ -45,6 +48,7 @@ class Lane:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 bufsize=0,
+                pipesize=PIPE_SIZE,  # so that a walk runs ahead by some pages
             )
         except OSError as error:
             raise LaneFailed(str(error)) from error

@@ -79,10 +79,10 @@ def sorted_as_bytes(keys: list[str]) -> list[str]:
     return keys
 
 
-def _is_directory(item: os.DirEntry[str], *, follow: bool) -> bool:
+def _leads_to_directory(item: os.DirEntry[str]) -> bool:
     """False, too, for a link that leads round in circles: looking at it will say what is wrong."""
     try:
-        return item.is_dir(follow_symlinks=follow)
+        return item.is_dir()
     except OSError:
         return False
 
@@ -219,7 +219,8 @@ class Walk:
                 name = item.name
                 if name[0] == "." and temporary(name):
                     continue
-                by_key[name + "/" if _is_directory(item, follow=follow) else name] = item
+                is_dir = _leads_to_directory(item) if follow else item.is_dir(follow_symlinks=False)
+                by_key[name + "/" if is_dir else name] = item
         level.keys = sorted_as_bytes(list(by_key))
         if len(by_key) <= _MANY:
             level.items = [by_key[key] for key in level.keys]
@@ -284,24 +285,23 @@ class Walk:
             except OSError:
                 pass  # one of them is gone or unreadable: take them one by one
             else:
-                rows = self._rows
-                for name, status in zip(names, states, strict=True):
-                    mode = status.st_mode
-                    if mode & 0o170000 == 0o100000:
-                        rows.append(
-                            (
-                                prefix + name,
-                                "file",
-                                status.st_size,
-                                status.st_mtime_ns,
-                                mode & 0o7777,
-                                None,
-                                None,
-                                None,
-                            )
-                        )
-                    else:
-                        rows.extend(self._row(level, name, status))
+                # One expression, for this is where a walk spends its time.
+                rows: list[Row | None] = [
+                    (
+                        prefix + name,
+                        "file",
+                        status.st_size,
+                        status.st_mtime_ns,
+                        status.st_mode & 0o7777,
+                        None,
+                        None,
+                        None,
+                    )
+                    if status.st_mode & 0o170000 == 0o100000
+                    else self._row(level, name, status)
+                    for name, status in zip(names, states, strict=True)
+                ]
+                self._rows.extend(filter(None, rows))
                 return
         for index in range(start, end):
             name = level.keys[index]
@@ -310,9 +310,9 @@ class Walk:
             except OSError as error:
                 self._fault(prefix + name, error)
             else:
-                self._rows.extend(self._row(level, name, status))
+                self._rows.extend(filter(None, [self._row(level, name, status)]))
 
-    def _row(self, level: _Level, name: str, status: os.stat_result) -> list[Row]:
+    def _row(self, level: _Level, name: str, status: os.stat_result) -> Row | None:
         path = level.prefix + name
         mode = status.st_mode
         target: str | None = None
@@ -322,19 +322,19 @@ class Walk:
             kind, size = "file", status.st_size
         elif stat.S_ISLNK(mode):
             if self._links == "skip":
-                return []
+                return None
             kind = "link"
             try:
                 target = os.readlink(name, dir_fd=self._descriptor(level))
             except OSError as error:
                 self._fault(path, error)
-                return []
+                return None
         elif stat.S_ISDIR(mode):
             # A file was replaced by a directory since it was read; the next run will see it.
             self._fault(path, OSError(errno.ESTALE, "became a directory during the walk"))
-            return []
+            return None
         owner = (status.st_uid, status.st_gid) if self._owner else None
-        return [(path, kind, size, status.st_mtime_ns, mode & 0o7777, target, None, owner)]
+        return path, kind, size, status.st_mtime_ns, mode & 0o7777, target, None, owner
 
     def _fault(self, path: str, error: OSError) -> None:
         # Under -L "no such file" is what a dangling link says, and that one is there.
