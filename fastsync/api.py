@@ -24,6 +24,7 @@ from typing import Any, TypeAlias
 from fastsync.backend import (
     Backend,
     Entry,
+    Fault,
     Hashes,
     KeepsDirectories,
     KeepsLinks,
@@ -36,10 +37,18 @@ from fastsync.backend import (
 )
 from fastsync.config import from_options
 from fastsync.engine import Budgets, Engine, Work
-from fastsync.errors import ListingError, NotFound, UsageError
+from fastsync.errors import (
+    Conflict,
+    FastsyncError,
+    ListingError,
+    NotFound,
+    Unsupported,
+    UsageError,
+)
 from fastsync.events import Observer, Silent, Totals
 from fastsync.filters import Filter, Rule
 from fastsync.location import Location, parse
+from fastsync.names import path_key
 from fastsync.plan import Comparison, DeleteGate, Rules, plan
 from fastsync.registry import Registry
 from fastsync.settings import Settings
@@ -86,19 +95,22 @@ class Session:
         self._request = request
         self._registry = Registry.from_entry_points()
         self._backends: dict[type[Backend], Backend] = {}
-        self._stores: list[Source] = []
+        self._stores: dict[tuple[Location, bool], Source] = {}
 
     async def __aenter__(self) -> Session:
         return self
 
     async def __aexit__(self, *_error: object) -> None:
-        for store in self._stores:
+        for store in self._stores.values():
             await store.aclose()
         for backend in self._backends.values():
             await backend.aclose()
 
     async def open(self, location: Location, *, follow: bool = False) -> Source:
-        """A store at `location`. Raises UsageError for an unknown scheme, AccessRefused."""
+        """The store at `location`, one per run. Raises UsageError for an unknown scheme, AccessRefused."""
+        known = self._stores.get((location, follow))
+        if known is not None:
+            return known
         found = self._registry.load(location.scheme)
         backend = self._backends.get(found)
         if backend is None:
@@ -118,7 +130,7 @@ class Session:
                 place=self._request.place_settings(location),
             ),
         )
-        self._stores.append(store)
+        self._stores[location, follow] = store
         return store
 
     async def open_sink(self, location: Location) -> Sink:
@@ -223,11 +235,36 @@ def _engine(request: Request) -> Engine:
 # -- trees and files ---------------------------------------------------------------------------------
 
 
-async def _kind(store: Source) -> Entry | None:
+async def _standing(store: Source) -> Entry | None:
+    """What is at a destination, None for nothing. Raises UsageError where nothing can be."""
     try:
         return await store.stat("", follow=True)
     except NotFound:
         return None
+    except Conflict as error:
+        raise _in_the_way(store.location) from error
+
+
+def _in_the_way(location: Location) -> UsageError:
+    return UsageError(
+        "a file stands where the directory should go",
+        where=str(location),
+        hint="name another destination, or move the file away",
+    )
+
+
+async def _named(store: Source) -> Entry:
+    """What is at a source. Raises ListingError for nothing, Unsupported for what cannot be copied."""
+    where = str(store.location)
+    try:
+        entry = await store.stat("", follow=True)
+    except (NotFound, Conflict) as error:
+        raise ListingError("no such file or directory", where=where) from error
+    if entry.kind == "special":
+        raise Unsupported(
+            "it is a device, a pipe or a socket, and those are not copied", where=where
+        )
+    return entry
 
 
 def _refuse_overlap(source: Source, sink: Source) -> None:
@@ -241,70 +278,96 @@ def _refuse_overlap(source: Source, sink: Source) -> None:
         raise UsageError(f"the {inner} is inside the {outer}", where=str(sink.location))
 
 
+def _refuse_same(source: Source, sink: Source, name: str, to: str) -> None:
+    if (source.address().rstrip("/"), name) == (sink.address().rstrip("/"), to):
+        raise UsageError(
+            "source and destination are the same file", where=str(sink.location.child(to))
+        )
+
+
+async def _check_tree(source: Source, sink: Source) -> Entry | None:
+    """What stands where a tree should go. Raises UsageError if it cannot go there."""
+    _refuse_overlap(source, sink)
+    standing = await _standing(sink)
+    if standing is not None and standing.kind != "dir":
+        raise _in_the_way(sink.location)
+    return standing
+
+
 async def _tree(
-    session: Session, request: Request, source: Source, target: Location, *, gate: bool
+    session: Session, request: Request, source: Source, target: Location, *, is_sync: bool
 ) -> Work:
     """Everything below one place to another."""
     settings = request.settings
     sink = await session.open_sink(target)
-    _refuse_overlap(source, sink)
-    standing = await _kind(sink)
-    if standing is not None and standing.kind != "dir":
-        raise UsageError(
-            "a file stands where the directory should go",
-            where=str(target),
-            hint="name another destination, or move the file away",
-        )
+    standing = await _check_tree(source, sink)
     chosen = request.filter()
     rules = _rules(request, chosen, source, sink)
-    pages = plan(
-        source.scan(_scan_options(request, chosen, is_source=True)),
-        sink.scan(_scan_options(request, chosen, is_source=False)),
-        rules if gate else dataclasses.replace(rules, delete=False),
-    )
-    if standing is None and not settings.dry_run and isinstance(sink, KeepsDirectories):
+    ours = source.scan(_scan_options(request, chosen, is_source=True))
+    if not is_sync:
+        rules = dataclasses.replace(rules, delete=False, conflict_hint=None)
+        ours = _or_fault(ours)
+    pages = plan(ours, sink.scan(_scan_options(request, chosen, is_source=False)), rules)
+    root = await source.stat("", follow=True)
+    is_new = standing is None and isinstance(sink, KeepsDirectories)
+    if is_new and isinstance(sink, KeepsDirectories) and not settings.dry_run:
         # So that an empty source, too, gives what was asked for.
-        root = (await source.stat(""))._replace(path="")
         await sink.make_directories([root], _write_options(settings))
     return Work(
         source,
         sink,
         pages,
         _write_options(settings),
-        gate=_gate(settings) if gate else None,
-        root=await source.stat("") if rules.directory_times else None,
+        gate=_gate(settings) if is_sync else None,
+        root=root if is_new or rules.directory_times else None,
         directory_times=rules.directory_times,
         protects=not chosen.is_empty,
+        differ=rules.attributes_differ,
     )
 
 
-async def _file(session: Session, request: Request, location: Location, target: Location) -> Work:
-    """One file, which the user named, to exactly `target`."""
-    source = await session.open(location.parent(), follow=True)
-    sink = await session.open_sink(target.parent())
-    name = location.name
-    for one, other in ((source, sink), (sink, source)):
-        if (
-            one.address().rstrip("/") + "/" + name
-            == other.address().rstrip("/") + "/" + target.name
-        ):
-            raise UsageError("source and destination are the same file", where=str(target))
-    entry = await source.stat(name, follow=True)
+async def _or_fault(pages: AsyncIterator[Page]) -> AsyncIterator[Page]:
+    """A listing of which a failure is no more than an entry that is missing: others may do better."""
+    try:
+        async for page in pages:
+            yield page
+    except FastsyncError as error:
+        yield Page([], [Fault("", error)])
+
+
+async def _files(
+    request: Request, source: Source, sink: Sink, entries: list[Entry], name: str | None = None
+) -> Work:
+    """Files of one directory, which the user named, into another; a single one may get another `name`."""
     chosen = request.filter()
-    rules = dataclasses.replace(_rules(request, chosen, source, sink), delete=False)
-    standing: list[Entry] = []
-    with contextlib.suppress(NotFound):
-        standing = [(await sink.stat(target.name))._replace(path=name)]
+    rules = _rules(request, chosen, source, sink)
+    rules = dataclasses.replace(rules, delete=False, conflict_hint=None)
     if not request.settings.owner:
-        entry = entry._replace(owner=None)
-    pages = plan(_one_page([entry]), _one_page(standing), rules)
+        entries = [entry._replace(owner=None) for entry in entries]
+    entries = sorted(entries, key=lambda entry: path_key(entry.path))
+    standing: list[Entry] = []
+    for entry in entries:
+        with contextlib.suppress(NotFound):
+            standing.append((await sink.stat(name or entry.path))._replace(path=entry.path))
+    standing.sort(key=lambda entry: path_key(entry.path + "/" * (entry.kind == "dir")))
     return Work(
         source,
         sink,
-        pages,
+        plan(_one_page(entries), _one_page(standing), rules),
         _write_options(request.settings),
-        rename=lambda _path: target.name,
+        rename=None if name is None else lambda _path: name,
+        differ=rules.attributes_differ,
     )
+
+
+async def _file(session: Session, request: Request, store: Source, target: Location) -> Work:
+    """One file, which the user named, to exactly `target`."""
+    name, to = store.location.name, target.name
+    source = await session.open(store.location.parent(), follow=True)
+    sink = await session.open_sink(target.parent())
+    _refuse_same(source, sink, name, to)
+    entry = await store.stat("", follow=True)
+    return await _files(request, source, sink, [entry._replace(path=name)], to)
 
 
 async def _one_page(entries: list[Entry]) -> AsyncGenerator[Page, None]:
@@ -335,23 +398,23 @@ async def run_sync(source: Place, destination: Place, request: Request) -> Summa
     settings = request.settings
     async with Session(request) as session:
         store = await session.open(location, follow=settings.links == "follow")
-        standing = await _kind(store)
-        if standing is None:
+        try:
+            named = await _named(store)
+        except ListingError as error:
             if settings.ignore_missing_args:
                 request.observer.note(f"skipped, it does not exist: {location}")
                 return Summary(Totals())
             raise ListingError(
                 "the source does not exist", where=str(location), hint="nothing was deleted"
-            )
-        if standing.kind == "dir":
-            work = await _tree(session, request, store, target, gate=True)
+            ) from error
+        if named.kind == "dir":
+            work = await _tree(session, request, store, target, is_sync=True)
         else:
-            if await _is_directory(session, target):
+            if target.is_directory_like or await _is_directory(session, target):
                 target = _into(target, location)
-            work = await _file(session, request, location, target)
+            work = await _file(session, request, store, target)
         summary = await _engine(request).run(_several([work]))
-        sink = work.sink
-        summary.comparison = _comparison(settings, store, sink)
+        summary.comparison = _comparison(settings, store, work.sink)
         return summary
 
 
@@ -362,51 +425,128 @@ async def run_cp(sources: Sequence[Place], destination: Place, request: Request)
     _refuse_streams(*locations, target)
     if not locations:
         raise UsageError("no source given")
-    settings = request.settings
     async with Session(request) as session:
-        into = target.is_directory_like or await _is_directory(session, target)
-        if len(locations) > 1 and not into:
+        engine = _engine(request)
+        works = _Works(session, request, target)
+        await works.begin(several=len(locations) > 1)
+        for location in locations:
+            try:
+                await works.add(location)
+            except UsageError:
+                raise
+            except FastsyncError as error:
+                if isinstance(error, ListingError) and request.settings.ignore_missing_args:
+                    request.observer.note(f"skipped, it does not exist: {location}")
+                else:
+                    engine.unusable(location, error)
+        summary = await engine.run(works.made())
+        summary.comparison = works.comparison
+        return summary
+
+
+@dataclass(slots=True)
+class _Part:
+    """A directory, or files of one directory (as `entries`), on the way to `place`."""
+
+    source: Source
+    place: Location
+    entries: list[Entry] | None = None
+
+
+class _Works:
+    """What `cp` was asked for: everything is checked before the first work is made."""
+
+    def __init__(self, session: Session, request: Request, target: Location) -> None:
+        self._session = session
+        self._request = request
+        self._target = target
+        self._into = False
+        self._parts: list[_Part] = []
+        # Files that the user named travel together, as long as their order does not matter.
+        self._files: dict[Location, _Part] = {}
+        self._claims: dict[str, tuple[str, bool]] = {}
+        self._merges = False
+        self.comparison = ""
+
+    async def begin(self, *, several: bool) -> None:
+        """Look at the destination. Raises UsageError."""
+        target = self._target
+        self._into = target.is_directory_like or await _is_directory(self._session, target)
+        if several and not self._into:
             raise UsageError(
                 "several sources need a directory as destination",
                 where=str(target),
                 hint="end it with a / to have it made",
             )
-        engine = _engine(request)
-        found: list[tuple[Location, Source, Entry]] = []
-        for location in locations:
-            store = await session.open(location, follow=settings.links == "follow")
-            standing = await _kind(store)
-            if standing is None:
-                if settings.ignore_missing_args:
-                    request.observer.note(f"skipped, it does not exist: {location}")
-                else:
-                    engine.missing(location)
-                continue
-            if standing.kind == "dir" and not settings.recursive:
-                raise UsageError(
-                    "it is a directory", where=str(location), hint="-R copies directories"
+
+    async def add(self, location: Location) -> None:
+        """One more source. Raises UsageError for what cannot be asked, else why it cannot be copied."""
+        session, settings = self._session, self._request.settings
+        store = await session.open(location, follow=settings.links == "follow")
+        named = await _named(store)
+        place = _into(self._target, location) if self._into else self._target
+        if named.kind != "dir":
+            await self._add_file(store, named, place)
+            return
+        if not settings.recursive:
+            raise UsageError("it is a directory", where=str(location), hint="-R copies directories")
+        sink = await session.open_sink(place)
+        await _check_tree(store, sink)
+        if place == self._target:
+            self._merges = True
+            self._files.clear()
+        elif not self._claim(store, place, is_directory=True):
+            return
+        self._parts.append(_Part(store, place))
+        self.comparison = self.comparison or _comparison(settings, store, sink)
+
+    async def _add_file(self, store: Source, named: Entry, place: Location) -> None:
+        session, parent = self._session, store.location.parent()
+        if not self._claim(store, place, is_directory=False):
+            return
+        if (part := self._files.get(parent)) is None:
+            source = await session.open(parent, follow=True)
+            part = self._files[parent] = _Part(source, place.parent(), [])
+            self._parts.append(part)
+        sink = await session.open_sink(part.place)
+        if (at := await _standing(sink)) is not None and at.kind != "dir":
+            raise _in_the_way(part.place)
+        _refuse_same(part.source, sink, store.location.name, place.name)
+        assert part.entries is not None
+        part.entries.append(named._replace(path=store.location.name))
+        self.comparison = self.comparison or _comparison(self._request.settings, store, sink)
+
+    def _claim(self, store: Source, place: Location, *, is_directory: bool) -> bool:
+        """False for a source that was named before. Directories of one name are merged, files of one
+        name would lose all but one."""
+        ours = (store.address(), is_directory)
+        other = self._claims.setdefault(str(place), ours)
+        if other is ours:
+            return True
+        if other == ours:
+            return False
+        if not (is_directory and other[1]):
+            raise UsageError("two of the sources would have the same name", where=str(place))
+        self._merges = True
+        return True
+
+    async def made(self) -> AsyncIterator[Work]:
+        """The works, each made when the one before it is planned."""
+        for index, part in enumerate(self._parts):
+            if part.entries is None:
+                work = await _tree(
+                    self._session, self._request, part.source, part.place, is_sync=False
                 )
-            found.append((location, store, standing))
-
-        async def works() -> AsyncIterator[Work]:
-            for location, store, standing in found:
-                place = _into(target, location) if into else target
-                if standing.kind == "dir":
-                    yield await _tree(session, request, store, place, gate=False)
-                else:
-                    yield await _file(session, request, location, place)
-
-        summary = await engine.run(works())
-        if found:
-            sink = await session.open(target)
-            summary.comparison = (
-                _comparison(settings, found[0][1], sink) if isinstance(sink, Sink) else ""
-            )
-        return summary
+            else:
+                sink = await self._session.open_sink(part.place)
+                name = None if self._into else self._target.name
+                work = await _files(self._request, part.source, sink, part.entries, name)
+            work.last = self._merges and index > 0
+            yield work
 
 
 async def _is_directory(session: Session, target: Location) -> bool:
-    standing = await _kind(await session.open(target))
+    standing = await _standing(await session.open(target))
     return standing is not None and standing.kind == "dir"
 
 
@@ -425,9 +565,10 @@ async def run_ls(
     settings = request.settings
     async with Session(request) as session:
         store = await session.open(location, follow=settings.links == "follow")
-        standing = await _kind(store)
-        if standing is None:
-            raise ListingError("no such file or directory", where=str(location))
+        try:
+            standing = await store.stat("", follow=True)
+        except (NotFound, Conflict) as error:
+            raise ListingError("no such file or directory", where=str(location)) from error
         if standing.kind != "dir" or directory:
             yield Page([standing._replace(path=location.name or location.path)])
             return

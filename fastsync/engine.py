@@ -39,7 +39,6 @@ from fastsync.errors import (
     Conflict,
     DestinationFull,
     FastsyncError,
-    ListingError,
     NotFound,
     Transient,
     Unsupported,
@@ -80,7 +79,9 @@ class Work:
 
     `rename` gives the destination path of a source path where they differ (a single file under a new
     name). `root` is the source directory itself, given when its attributes go along. `protects` says
-    that filters hide entries of the destination, which may keep their directories alive.
+    that filters hide entries of the destination, which may keep their directories alive. `differ` tells
+    whether attributes have to be set (the entry, what stands there, whether times count). A work that is
+    `last` in its place waits for the works before it, so that what it brings stays.
     """
 
     source: Source
@@ -92,6 +93,8 @@ class Work:
     root: Entry | None = None
     directory_times: bool = False
     protects: bool = False
+    differ: Callable[[Entry, Entry, bool], bool] = lambda _entry, _old, _times: True
+    last: bool = False
 
     def target(self, path: str) -> str:
         """The path at the destination of a source's path."""
@@ -117,6 +120,7 @@ class _Run:
     faults: list[FastsyncError] = field(default_factory=list)
     copy_errors: list[FastsyncError] = field(default_factory=list)
     keeps_everything: bool = False
+    refused: tuple[str, ...] = ()  # "path/" of directories that could not be made
     within: bool = False  # the sink copies by itself
 
     def __post_init__(self) -> None:
@@ -155,9 +159,8 @@ class Engine:
         """The most file data, in bytes, that the run allowed itself to hold at once."""
         return self._lanes.memory.peak
 
-    def missing(self, location: Location) -> None:
-        """A source that does not exist: an item that failed."""
-        error = ListingError("no such file or directory", where=str(location))
+    def unusable(self, location: Location, error: FastsyncError) -> None:
+        """A source that cannot be copied: an item that failed."""
         self._tally.failed("scan", location.name, location, None, error)
 
     async def run(self, works: AsyncIterator[Work]) -> Summary:
@@ -170,6 +173,8 @@ class Engine:
             async for work in works:
                 run = _Run(work)
                 runs.append(run)
+                if work.last:
+                    await self._pool.drain()
                 await self._plan(run)
             self._tally.totals.scanning = False
             await self._pool.drain()
@@ -299,16 +304,30 @@ class Engine:
                 continue
             for action in page:
                 self._failed(run, action, Conflict("what stands in its way was not deleted"))
+                if action.step == "mkdir" and action.old is not None:
+                    run.refused += (action.path + "/",)
         await self._flush(run, batch)
 
     async def _finish(self, run: _Run) -> None:
         write = dataclasses.replace(run.work.write, mtime=run.work.directory_times)
         # Backwards: a directory that ends without write permission must not lock out its children.
         for page in run.finish.pages_backwards():
+            if run.refused:
+                page = [each for each in page if not (each.path + "/").startswith(run.refused)]
             await self._quick(run, "attributes", page, write)
-        if run.work.root is not None and run.work.directory_times and not self._dry_run:
-            root = Action("attributes", "", run.work.root, None, "the root")
-            await self._quick(run, "attributes", [root], write)
+        await self._finish_root(run, write)
+
+    async def _finish_root(self, run: _Run, write: WriteOptions) -> None:
+        root, sink = run.work.root, run.work.sink
+        if root is None or self._dry_run or self._fatal is not None:
+            return
+        try:
+            now = await sink.stat("")
+        except FastsyncError:
+            return  # why it is not there has been said
+        if run.work.differ(root, now, run.work.directory_times):
+            action = Action("attributes", "", root, now, "the root")
+            await self._quick(run, "attributes", [action], write)
 
     # -- items ---------------------------------------------------------------------------------------
 
@@ -409,11 +428,7 @@ class Engine:
         if action.step == "verify" and await self._same_content(work, action):
             self._tally.same(action.entry.size)
             self._tally.skipped(action.path, *work.places(action), "same checksum")
-            old = action.old
-            if old is not None and (action.entry.mtime_ns, action.entry.mode) != (
-                old.mtime_ns,
-                old.mode,
-            ):
+            if action.old is not None and work.differ(action.entry, action.old, True):
                 change = action._replace(step="attributes", reason="same content")
                 await self._quick(run, "attributes", [change])
         elif self._dry_run:

@@ -139,6 +139,15 @@ class Filter:
         """True when everything is kept, so that a caller may skip the question."""
         return not self._branches and not self._bounded and self._max_depth is None
 
+    @property
+    def is_bounded(self) -> bool:
+        """True when sizes or ages matter: bounds judge a version, where rules judge a path."""
+        return self._bounded
+
+    def within_bounds(self, entry: Entry) -> bool:
+        """True unless its size or age keeps `entry` out."""
+        return self._out_of_bounds(entry) is None
+
     def keep(self, entry: Entry) -> bool:
         """True when `entry` takes part: neither it nor a directory above it is excluded."""
         return bool(self.select([entry]))
@@ -147,8 +156,9 @@ class Filter:
         """True when the directory at `path` need not be entered: nothing below it can be kept."""
         return not self._directory(path).entered
 
-    def select(self, entries: list[Entry]) -> list[Entry]:
-        """The entries to keep, in their order. Runs of entries of one directory are cheapest."""
+    def select(self, entries: list[Entry], *, bounds: bool = True) -> list[Entry]:
+        """The entries to keep, in their order, also those out of bounds if `bounds` is false. Runs of
+        entries of one directory are cheapest."""
         if self.is_empty:
             return entries
         kept: list[Entry] = []
@@ -167,7 +177,7 @@ class Filter:
                 if found is not None and found.lastindex is None:
                     continue
             kept.append(entry)
-        if self._bounded:
+        if self._bounded and bounds:
             return [entry for entry in kept if self._out_of_bounds(entry) is None]
         return kept
 
@@ -426,7 +436,9 @@ def _expand(pattern: str) -> list[_Glob]:
 
 def _token(pattern: str, found: re.Match[str]) -> str:
     if found["stars"]:
-        return (_STAR, _DEEP, _TREE)[min(len(found["stars"]), 3) - 1]
+        if len(found["stars"]) > 3:
+            raise _bad_pattern(pattern, "too many *", found.start())
+        return (_STAR, _DEEP, _TREE)[len(found["stars"]) - 1]
     if found["any"]:
         return _ANY
     if found["members"] is None:

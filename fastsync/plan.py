@@ -88,6 +88,7 @@ class Rules:
     delete: bool = False
     delete_excluded: bool = False
     show_skips: bool = False
+    conflict_hint: str | None = "--delete lets it be replaced"
 
     def same_time(self, entry: Entry, old: Entry) -> bool:
         """True when the copy `old` is not older than the file, as far as both sides' times can tell."""
@@ -98,7 +99,7 @@ class Rules:
             return entry.mtime_ns <= old.mtime_ns + self.window_ns
         return abs(entry.mtime_ns - old.mtime_ns) <= self.window_ns
 
-    def attributes_differ(self, entry: Entry, old: Entry, *, times: bool) -> bool:
+    def attributes_differ(self, entry: Entry, old: Entry, times: bool) -> bool:
         """True when what the run keeps of a file, besides its content, is not what stands there."""
         if entry.mode is not None and old.mode is not None:
             if (entry.mode ^ old.mode) & self.mode_mask:
@@ -142,15 +143,19 @@ class _Side:
                 self.done = True
                 return
             page.faults.extend(faults)
-            if self._chosen is not None:
-                entries = self._chosen.select(entries)
+            chosen = entries if self._chosen is None else self._chosen.select(entries)
+            if is_source and self._chosen is not None:
+                # A version out of bounds is not copied, but it is there: its counterpart stays.
+                bounded = self._chosen.is_bounded
+                entries = self._chosen.select(entries, bounds=False) if bounded else chosen
             # By index: a page has thousands of entries, and the attribute costs three times as much.
-            files = [entry[1] for entry in entries].count("file")
+            kinds = [entry[1] for entry in chosen]
             if is_source:
-                page.source_files += files
-                page.scanned += len(entries)
+                page.source_files += kinds.count("file")
+                page.scanned += len(kinds)
             else:
-                page.destination_files += files
+                # What a deletion counts: links and special files too, as far as filters let it see them.
+                page.destination_files += len(kinds) - kinds.count("dir")
             self.entries, self.index = entries, 0
 
 
@@ -162,7 +167,9 @@ async def plan(
     planner = _Planner(rules)
     select = None if rules.filter.is_empty else rules.filter
     ours = _Side(source, select)
-    theirs = _Side(destination, None if rules.delete_excluded else select)
+    # The destination is not filtered: what is there counts for its counterpart, whatever its size or
+    # age. Filters only keep it from being deleted.
+    theirs = _Side(destination, select if rules.delete and not rules.delete_excluded else None)
     while True:
         page = planner.page
         if ours.index >= len(ours.entries):
@@ -178,33 +185,44 @@ async def plan(
 
 
 def _past_equal(a: list[Entry], i: int, b: list[Entry], j: int) -> tuple[int, int]:
-    """Where two pages stop being equal. Tuples compare without the interpreter: first in one go, as
-    in a sync with nothing to do, then one by one."""
-    length = min(len(a) - i, len(b) - j)
-    if a[i : i + length] == b[j : j + length]:
-        return i + length, j + length
-    count = 0
-    for one, other in zip(a[i:], b[j:], strict=False):
-        if one != other:
+    """Where two pages stop being equal. Slices of tuples compare without the interpreter; they grow, so
+    that a page with nothing to do takes a few, and one full of changes copies little in vain."""
+    step = 16
+    while i < len(a) and j < len(b):
+        step = min(step, len(a) - i, len(b) - j)
+        if a[i : i + step] != b[j : j + step]:
+            while a[i] == b[j]:
+                i += 1
+                j += 1
             break
-        count += 1
-    return i + count, j + count
+        i += step
+        j += step
+        step *= 4
+    return i, j
 
 
 class _Planner:
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
         self.page = PlanPage()
+        unprotected = rules.filter.is_empty or rules.delete_excluded
+        self._protect = None if unprotected else rules.filter.keep
+        self._bounds = rules.filter if rules.filter.is_bounded else None
         # Equal entries need nothing, unless the rules distrust equal times.
         self._trusts_equal = not (
-            rules.ignore_times or rules.show_skips or rules.comparison == "checksum"
+            rules.ignore_times
+            or rules.show_skips
+            or rules.comparison == "checksum"
+            or rules.filter.is_bounded
         )
         # Source entries without a counterpart, for which a directory of that name may yet be listed.
         self._waiting: list[Entry] = []
         # Destination entries without a counterpart, for which a source directory may yet be listed;
         # each one's path begins with that of the one before.
         self._in_the_way: list[Entry] = []
-        self._blocked: str | None = None  # "path/" of a source directory that cannot be made (now)
+        # "path/" of a source directory that cannot be made now, and whether it can be made later.
+        self._blocked: str | None = None
+        self._postponed = False
         self._above: list[Entry] = []  # source directories on the way to the current entry
         self._touched: set[str] = set()
         self._last_ours = self._last_theirs = ""
@@ -265,13 +283,15 @@ class _Planner:
     def _rest_of_source(self, entries: list[Entry]) -> None:
         """What comes behind the destination's end: in a first copy everything, so files come quickly."""
         self.release(None)
-        plain = not (self.rules.existing or self.rules.directory_times)
+        rules = self.rules
+        plain = not (rules.existing or rules.directory_times or rules.filter.is_bounded)
         now = self.page.now
         last = self._last_ours
         for entry in entries:
             path = entry.path
             # Plain order is right but for names that are not UTF-8; those `before` judges.
-            if plain and entry.kind == "file" and self._blocked is None and last < path:
+            unhindered = plain and self._blocked is None and not self._in_the_way
+            if unhindered and entry.kind == "file" and last < path:
                 now.append(Action("copy", path, entry, None, "new"))
                 last = path
             else:
@@ -311,6 +331,10 @@ class _Planner:
                 self._finish(entry, old, "attributes differ")
             return
         if self._is_blocked(entry):
+            return
+        if self._bounds is not None and not self._bounds.within_bounds(entry):
+            if self.rules.delete_excluded:
+                self._delete(old)
             return
         if entry.kind == "special":
             self.page.specials += 1
@@ -359,15 +383,17 @@ class _Planner:
     def _only_source(self, entry: Entry, other: str | None) -> None:
         """`other` is the key of the destination's next entry, None at its end."""
         self.release(other)
+        if self._bounds is not None and not self._bounds.within_bounds(entry):
+            return
         if entry.kind == "dir":
             self._enter(entry)
-        elif self._in_the_way and self.rules.directories:
+        elif self._in_the_way and self.rules.directories and not self.rules.existing:
             self._imply(entry)
         if self._is_blocked(entry):
             return
         if self.rules.existing:
             if entry.kind == "dir" and self.rules.directories:
-                self._blocked = entry.path + "/"  # nothing below it can exist either
+                self._block(entry, for_now=False)  # nothing below it can exist either
             self._skip(entry, None, "does not exist there")
         elif entry.kind == "dir":
             self._new_directory(entry)
@@ -389,8 +415,7 @@ class _Planner:
             self._finish_new(entry)
             return
         old = self._in_the_way.pop()
-        self._blocked = entry.path + "/"
-        if self.rules.delete:
+        if self._block(entry, for_now=self._may_delete(old)):
             self._touch(entry)
             self.page.later.append(Action("mkdir", entry.path, entry, old, "replaces a file"))
             self._finish_new(entry)
@@ -402,8 +427,7 @@ class _Planner:
         self._pass(entry.path)
         if self._in_the_way and entry.path.startswith(self._in_the_way[-1].path + "/"):
             old = self._in_the_way.pop()
-            self._blocked = old.path + "/"
-            if not self.rules.delete:
+            if not self._block(old, for_now=self._may_delete(old)):
                 self._conflict(old, "a file stands where the directory should go")
 
     def _finish_new(self, entry: Entry) -> None:
@@ -423,7 +447,7 @@ class _Planner:
             for entry in self._waiting:
                 if entry.path == old.path:
                     self._waiting.remove(entry)
-                    if self.rules.delete:
+                    if self._may_delete(old):
                         self._touch(entry)
                         step, reason = _STEPS[entry.kind], "replaces a directory"
                         self.page.later.append(Action(step, entry.path, entry, old, reason))
@@ -433,7 +457,13 @@ class _Planner:
         else:
             self._pass(key)
             self._in_the_way.append(old)
-        if self.rules.delete:
+        self._delete(old)
+
+    def _may_delete(self, old: Entry) -> bool:
+        return self.rules.delete and (self._protect is None or self._protect(old))
+
+    def _delete(self, old: Entry) -> None:
+        if self._may_delete(old):
             self._touch(old)
             self.page.deletes.append(old)
 
@@ -472,8 +502,15 @@ class _Planner:
             self.page.skips.append(Action("skip", entry.path, entry, old, reason))
 
     def _conflict(self, entry: Entry, what: str) -> None:
-        error = Conflict(what, hint="--delete lets it be replaced")
+        hint = "a filter protects it" if self.rules.delete else self.rules.conflict_hint
+        error = Conflict(what, hint=hint)
         self.page.faults.append(Fault(entry.path, error))
+
+    def _block(self, directory: Entry, *, for_now: bool) -> bool:
+        """Let nothing happen below a directory, or not before the end; `for_now` again."""
+        self._blocked = directory.path + "/"
+        self._postponed = for_now
+        return for_now
 
     def _is_blocked(self, entry: Entry) -> bool:
         """True below a directory that is not there yet or cannot be made; such copies come later."""
@@ -482,7 +519,7 @@ class _Planner:
         if not entry.path.startswith(self._blocked):
             self._blocked = None
             return False
-        if self.rules.delete and not self.rules.existing:
+        if self._postponed:
             if entry.kind == "special" or (entry.kind == "link" and not self.rules.links):
                 self.page.specials += 1
                 return True

@@ -120,17 +120,18 @@ async def _stream(
     position = 0
     async with lanes.streams.spend(1), lanes.memory.spend(part_size + READ_BUFFER):
         part = bytearray()
-        async for buffer in source.read(entry, 0, None):
-            rest = memoryview(buffer)
-            while rest:
-                taken = min(len(rest), part_size - len(part))
-                part += rest[:taken]
-                rest = rest[taken:]
-                if len(part) == part_size:
-                    await upload.write(position, part)
-                    position += part_size
-                    progress(part_size)
-                    part = bytearray()
+        async with contextlib.aclosing(_closable(source.read(entry, 0, None))) as buffers:
+            async for buffer in buffers:
+                rest = memoryview(buffer)
+                while rest:
+                    taken = min(len(rest), part_size - len(part))
+                    part += rest[:taken]
+                    rest = rest[taken:]
+                    if len(part) == part_size:
+                        await upload.write(position, part)
+                        position += part_size
+                        progress(part_size)
+                        part = bytearray()
         if part:
             await upload.write(position, part)
             position += len(part)
@@ -217,30 +218,27 @@ def _closable(iterator: Any) -> Any:
 
 
 async def _all(width: int, work: Iterator[Coroutine[Any, Any, None]]) -> None:
-    """Run everything, at most `width` at once; the first error cancels the rest and is raised alone."""
+    """Run everything, at most `width` at once; the first error cancels the rest and is raised alone.
+
+    No task group: until Python 3.13 one forgets a cancellation that comes together with an error.
+    """
 
     async def worker() -> None:
         for one in work:
             await one
 
+    workers = [asyncio.create_task(worker()) for _ in range(width)]
     try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(width):
-                group.create_task(worker())
-    except BaseExceptionGroup as errors:
-        raise _first(errors) from errors
+        await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
+    finally:
+        for task in workers:
+            task.cancel()
+        ends = await asyncio.gather(*workers, return_exceptions=True)
+    errors = [end for end in ends if isinstance(end, Exception)]
+    if errors:
+        raise min(errors, key=_concern)
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error that matters most: one of ours that is not worth another try, else any."""
-    flat: list[BaseException] = []
-    stack: list[BaseException] = [group]
-    while stack:
-        error = stack.pop()
-        if isinstance(error, BaseExceptionGroup):
-            stack.extend(error.exceptions)
-        else:
-            flat.append(error)
-    ours = [error for error in flat if isinstance(error, FastsyncError)]
-    ours.sort(key=lambda error: error.transient)
-    return (ours or flat)[0]
+def _concern(error: Exception) -> int:
+    """What matters most comes first: an error of ours that is not worth another try."""
+    return int(error.transient) if isinstance(error, FastsyncError) else 2

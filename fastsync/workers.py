@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-
 QUEUED: Final = 64
 
 
@@ -22,6 +21,7 @@ class WorkerPool:
         )
         self._workers: list[asyncio.Task[None]] = []
         self._busy = 0
+        self._stopped = False
         self._bug: Exception | None = None
 
     async def submit(self, job: Callable[[], Awaitable[None]]) -> None:
@@ -37,25 +37,24 @@ class WorkerPool:
         self._raise_bug()
 
     async def stop(self) -> None:
-        """Cancel what runs, forget what waits, and return when nothing of either is left."""
+        """Cancel what runs, forget what waits, and return when nothing of either is left. For good."""
+        self._stopped = True
         for worker in self._workers:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
         self._workers.clear()
 
     async def _work(self) -> None:
-        this = asyncio.current_task()
-        assert this is not None
-        # A job may swallow our cancellation, as a task group does when one of its tasks fails in the
-        # same instant (until Python 3.13); it still ends the worker.
-        while not this.cancelling():
+        # A job may swallow its cancellation, as a task group does when one of its tasks fails in the
+        # same instant (until Python 3.13); the worker ends all the same.
+        while not self._stopped:
             job = await self._jobs.get()
             self._busy += 1
             try:
                 if self._bug is None:
                     await job()
             except asyncio.CancelledError as error:
-                if this.cancelling():
+                if self._stopped:
                     raise
                 self._bug = RuntimeError("a job was cancelled, but not by the pool")
                 self._bug.__cause__ = error

@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # The process is ours, and it makes millions of objects that are in no cycle. With Python's own
     # threshold of 700 the collector would look through them again and again.
     gc.set_threshold(50_000, 20, 20)
+    _fill_standard_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name that the terminal's encoding does not have is shown as an escape, not as a bug.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -110,6 +111,20 @@ def _fail(error: BaseException, told: str, status: int) -> int:
     except OSError:
         pass  # nobody is left to be told; the exit code still says it
     return status
+
+
+def _fill_standard_streams() -> None:
+    """Open what we were started without: else a file of ours would get its number, and a message would
+    end up in somebody's copy."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def _drop_output() -> None:

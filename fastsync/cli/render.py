@@ -347,7 +347,7 @@ class Display:
             stderr=True,
             markup=False,
             highlight=False,
-            no_color=True if color == "never" else None,
+            no_color={"never": True, "always": False}.get(color),  # else NO_COLOR decides
             force_terminal=True if color == "always" else None,
         )
         self._live = Live(

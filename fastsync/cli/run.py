@@ -13,7 +13,8 @@ T = TypeVar("T")
 
 # After this long, a clean-up that hangs on a dead disk is given up.
 PATIENCE_S: Final = 4.5
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+# SIGHUP is what a terminal says that is closed.
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(Exception):
@@ -25,7 +26,8 @@ class Interrupted(Exception):
 
 
 def run(work: Coroutine[Any, Any, T], on_interrupt: Callable[[], None]) -> T:
-    """Run to the end. The first SIGINT or SIGTERM cancels and cleans up, the second ends at once.
+    """Run to the end. The first SIGINT, SIGTERM or SIGHUP cancels and cleans up, the second ends at once;
+    one that we were started to ignore (nohup, a shell's background) stays ignored.
 
     Raises Interrupted, and whatever `work` raises.
     """
@@ -47,11 +49,20 @@ def run(work: Coroutine[Any, Any, T], on_interrupt: Callable[[], None]) -> T:
             task.cancel()
 
         for number in _SIGNALS:
-            loop.add_signal_handler(number, interrupt, number)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                loop.add_signal_handler(number, interrupt, number)
         return await work
 
     try:
         with asyncio.Runner() as runner:
-            return runner.run(main())
-    except (asyncio.CancelledError, KeyboardInterrupt):
-        raise Interrupted(received[0] if received else signal.SIGINT) from None
+            result = runner.run(main())
+    except KeyboardInterrupt:
+        raise Interrupted(signal.SIGINT) from None
+    except BaseException:
+        # Whatever else went wrong on the way out, this is why.
+        if received:
+            raise Interrupted(received[0]) from None
+        raise
+    if received:
+        raise Interrupted(received[0])
+    return result

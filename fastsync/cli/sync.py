@@ -12,9 +12,9 @@ from fastsync.cli.transfer import run_transfer
 _EXAMPLES = """\b
 Examples:
   fastsync sync docs /backup/docs            new and changed files
-  fastsync sync --delete docs /backup/docs   and delete what docs does not have
+  fastsync sync --delete docs /backup/docs   and delete what is only there
   fastsync sync -n --delete docs /backup     what that would do
-  fastsync sync -a / /mnt/system             links, owners, times of directories
+  fastsync sync -a /home /mnt/home           owners and directory times too
   fastsync sync --checksum a b               compare content
   fastsync sync --include '*.jpg' photos b   only some files
 """

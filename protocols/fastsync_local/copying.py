@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import errno
 import functools
+import itertools
 import os
 import stat
 
 from fastsync.errors import FastsyncError
 from fastsync.names import safe_parts
-from fastsync_local.held import HeldDirectories
+from fastsync_local.held import HeldDirectories, insist
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -294,16 +295,26 @@ class Target:
         self._name = name
         self._rules = rules
         self._temporary = name if rules.inplace else names.new()
-        flags = _INPLACE if rules.inplace else _CREATE
         while True:
             try:
-                self.fd = os.open(self._temporary, flags, 0o600, dir_fd=directory)
+                self.fd = self._open()
                 break
             except FileExistsError:
                 self._temporary = Names().new()
+            except PermissionError:
+                self.fd = insist(directory, self._open)
+                break
         if rules.inplace and not stat.S_ISREG(os.fstat(self.fd).st_mode):
             os.close(self.fd)
             raise OSError(errno.EEXIST, "something that is no regular file stands there")
+
+    def _open(self) -> int:
+        flags = _INPLACE if self._rules.inplace else _CREATE
+        return os.open(self._temporary, flags, 0o600, dir_fd=self._directory)
+
+    def _rename(self) -> None:
+        at = self._directory
+        os.rename(self._temporary, self._name, src_dir_fd=at, dst_dir_fd=at)
 
     def finish(self, size: int, mtime_ns: int, mode: int, owner: tuple[int, int] | None) -> None:
         """Set length (in place only), owner, mode and time, then let the file appear. Raises OSError."""
@@ -320,9 +331,7 @@ class Target:
         self.fd = -1
         os.close(fd)
         if not rules.inplace:
-            os.rename(
-                self._temporary, self._name, src_dir_fd=self._directory, dst_dir_fd=self._directory
-            )
+            insist(self._directory, self._rename)
             self._temporary = ""
 
     def drop(self) -> None:
@@ -332,7 +341,7 @@ class Target:
             self.fd = -1
         if self._temporary and not self._rules.inplace:
             try:
-                os.unlink(self._temporary, dir_fd=self._directory)
+                insist(self._directory, lambda: os.unlink(self._temporary, dir_fd=self._directory))
             except OSError:
                 pass  # there is nobody to tell, and the reason that led here is being raised
             self._temporary = ""
@@ -393,7 +402,6 @@ class Copier:
         self._names = Names()
         self._ladder = Ladder(stopped, moved)
         self._buffer = bytearray(BUFFER)
-        self._unsynced: str | None = None
         self._reading = False  # which side an OSError is about
 
     def close(self) -> None:
@@ -402,6 +410,25 @@ class Copier:
 
     def run(self, jobs: Sequence[Job]) -> list[Problem | None]:
         """Copy each job; a problem with one does not stop the next, being stopped does."""
+        if not self._rules.durable:
+            return self._run(jobs)
+        results: list[Problem | None] = []
+        for directory, some in itertools.groupby(jobs, lambda job: job[1].rpartition("/")[0]):
+            results += self._run_durably(directory, list(some))
+        return results
+
+    def _run_durably(self, directory: str, jobs: Sequence[Job]) -> list[Problem | None]:
+        """Jobs into one directory, whose renames count once the directory itself is on the disk."""
+        results = self._run(jobs)
+        if None in results:
+            try:
+                os.fsync(self._targets.get(directory))
+            except OSError as error:
+                problem = ("write", error.errno or 0, error.strerror or str(error))
+                results = [result or problem for result in results]
+        return results
+
+    def _run(self, jobs: Sequence[Job]) -> list[Problem | None]:
         results: list[Problem | None] = []
         for job in jobs:
             if self._stopped():
@@ -422,8 +449,6 @@ class Copier:
                 results.append((side, error.errno or 0, error.strerror or str(error)))
             else:
                 results.append(None)
-        if self._rules.durable:
-            self._sync_directory(None)
         return results
 
     def _copy(self, job: Job) -> None:
@@ -437,8 +462,6 @@ class Copier:
         )
         self._reading = False
         try:
-            if rules.durable:
-                self._sync_directory(to_directory)
             target = Target(
                 self._targets.get(to_directory, create=True), to_name, self._names, rules
             )
@@ -485,9 +508,3 @@ class Copier:
             if error.errno in (errno.ELOOP, errno.ENOTDIR) and not self._rules.follow:
                 raise SourceChanged("a directory above the file was replaced") from None
             raise
-
-    def _sync_directory(self, path: str | None) -> None:
-        """Make the renames in the directory used last durable before another one is used."""
-        if self._unsynced is not None and self._unsynced != path:
-            os.fsync(self._targets.get(self._unsynced))
-        self._unsynced = path

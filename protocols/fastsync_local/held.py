@@ -7,20 +7,28 @@ later calls are relative to the descriptor (the lesson of rsync 3.5.0, SECURITY.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import threading
 
 from fastsync.names import safe_parts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Final
+    from collections.abc import Callable
+    from typing import Final, TypeVar
+
+    T = TypeVar("T")
 
 OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
+
 # A deep tree must not use up the process's descriptors: levels this far above the current one are
-# closed and opened again from the nearest one still held.
-MAX_HELD: Final = 48
+# closed. On the way back they are reached by "..", which counts only if it leads where we came from.
+MAX_HELD: Final = 4
+# Another lane may close a directory again in the moment that we have opened it for.
+_TRIES: Final = 16
 
 
 def open_root(path: str) -> int:
@@ -29,6 +37,46 @@ def open_root(path: str) -> int:
     Raises OSError.
     """
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def insist(directory: int, work: Callable[[], T]) -> T:
+    """Do `work` in a directory; where its mode keeps its owner, us, from writing, that is lifted for
+    the moment. So a copy of a tree with directories of mode 0555 can be brought up to date.
+
+    Raises OSError.
+    """
+    try:
+        return work()
+    except PermissionError as error:
+        refusal = error
+    if refusal.errno != errno.EACCES or os.fstat(directory).st_uid != os.geteuid():
+        raise refusal
+    for _ in range(_TRIES):
+        mode = stat.S_IMODE(os.fstat(directory).st_mode)
+        is_closed = mode & 0o300 != 0o300
+        if is_closed:
+            os.fchmod(directory, mode | 0o300)
+        try:
+            return work()
+        except PermissionError as error:
+            refusal = error
+        finally:
+            if is_closed:
+                os.fchmod(directory, mode)
+    raise refusal
+
+
+def parent_of(fd: int, identity: tuple[int, int]) -> int | None:
+    """A descriptor of the directory above, if it is the one with this (device, inode)."""
+    try:
+        above = os.open("..", OPEN_DIRECTORY, dir_fd=fd)
+    except OSError:
+        return None
+    status = os.fstat(above)
+    if (status.st_dev, status.st_ino) == identity:
+        return above
+    os.close(above)
+    return None
 
 
 class HeldDirectories:
@@ -43,6 +91,7 @@ class HeldDirectories:
         self._flags = OPEN_DIRECTORY & ~os.O_NOFOLLOW if follow else OPEN_DIRECTORY
         self._names: list[str] = []
         self._fds: list[int | None] = []
+        self._identities: list[tuple[int, int]] = []
         self._path = ""
         self._fd = root_fd
 
@@ -55,7 +104,7 @@ class HeldDirectories:
         if path == self._path:
             return self._fd
         names = safe_parts(path) if path else ()
-        self._keep_common(names)
+        self._go_up(names)
         level = len(self._fds)
         while level and self._fds[level - 1] is None:
             level -= 1
@@ -63,11 +112,14 @@ class HeldDirectories:
         assert fd is not None
         for index in range(level, len(names)):
             fd = self._enter(fd, names[index], create=create)
+            status = os.fstat(fd)
+            identity = (status.st_dev, status.st_ino)
             if index < len(self._fds):
-                self._fds[index] = fd
+                self._fds[index], self._identities[index] = fd, identity
             else:
                 self._names.append(names[index])
                 self._fds.append(fd)
+                self._identities.append(identity)
             self._drop(index - MAX_HELD)
         self._path, self._fd = path, fd
         return fd
@@ -79,22 +131,27 @@ class HeldDirectories:
             if not create:
                 raise
         try:
-            os.mkdir(name, dir_fd=parent)
+            insist(parent, lambda: os.mkdir(name, dir_fd=parent))
         except FileExistsError:
             pass  # another lane made it meanwhile
         return os.open(name, self._flags, dir_fd=parent)
 
-    def _keep_common(self, names: tuple[str, ...]) -> None:
+    def _go_up(self, names: tuple[str, ...]) -> None:
+        """Let go of what is not on the way to `names`, holding on to the last directory that is."""
         common = 0
         for ours, theirs in zip(self._names, names, strict=False):
             if ours != theirs:
                 break
             common += 1
         # The state stays true if opening the rest fails: this is where the chain ends now.
-        for index in range(common, len(self._fds)):
-            self._drop(index)
-        del self._fds[common:], self._names[common:]
         self._path, self._fd = "\0", -1
+        while len(self._fds) > common:
+            index = len(self._fds) - 1
+            below = self._fds[index]
+            if index and below is not None and self._fds[index - 1] is None:
+                self._fds[index - 1] = parent_of(below, self._identities[index - 1])
+            self._drop(index)
+            del self._fds[index], self._names[index], self._identities[index]
 
     def _drop(self, index: int) -> None:
         if index >= 0 and (fd := self._fds[index]) is not None:
@@ -107,6 +164,7 @@ class HeldDirectories:
             self._drop(index)
         self._fds.clear()
         self._names.clear()
+        self._identities.clear()
         if self._root_fd >= 0:
             os.close(self._root_fd)
         self._root_fd = -1

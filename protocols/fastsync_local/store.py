@@ -50,7 +50,7 @@ from fastsync_local.copying import (
 )
 from fastsync_local.crew import TELL_EVERY, Crew
 from fastsync_local.files import LocalFile, LocalUpload, digest, rules_for
-from fastsync_local.held import HeldDirectories, Root
+from fastsync_local.held import HeldDirectories, Root, insist
 from fastsync_local.lanes import Lane, LaneFailed
 from fastsync_local.walk import Walk
 
@@ -195,7 +195,9 @@ class LocalStore:
         target: str | None = None
         try:
             if not path:
-                status = os.stat(self.root.path)
+                # A slash at the end asks for a directory.
+                slash = "/" if self._location.path.endswith("/") else ""
+                status = os.stat(self.root.path + slash)
             else:
                 with self._parent(path) as (directory, name):
                     status = os.stat(name, dir_fd=directory, follow_symlinks=follow)
@@ -371,7 +373,8 @@ class LocalStore:
             directory, name = split(entry.path)
             with contextlib.suppress(FileNotFoundError):
                 fd = held.get(directory)
-                (os.rmdir if entry.kind == "dir" else os.unlink)(name, dir_fd=fd)
+                remove = os.rmdir if entry.kind == "dir" else os.unlink
+                insist(fd, lambda: remove(name, dir_fd=fd))
 
         return await self._each(entries, lambda entry: entry.path, one)
 
@@ -390,7 +393,7 @@ class LocalStore:
             mode = 0o777 if entry.mode is None or not options.mode else entry.mode | 0o700
             mode &= 0o7777 if options.special else 0o777
             try:
-                os.mkdir(name, mode, dir_fd=parent)
+                insist(parent, lambda: os.mkdir(name, mode, dir_fd=parent))
             except FileExistsError:
                 held.get(entry.path)  # Conflict unless it is a directory
                 return
@@ -410,19 +413,7 @@ class LocalStore:
         def one(held: HeldDirectories, job: CopyJob) -> None:
             directory, name = split(job.path)
             fd = held.get(directory, create=True)
-            temporary = names.new()
-            os.symlink(job.entry.target or "", temporary, dir_fd=fd)
-            try:
-                if options.owner and job.entry.owner:
-                    with contextlib.suppress(PermissionError):
-                        os.chown(temporary, *job.entry.owner, dir_fd=fd, follow_symlinks=False)
-                if options.mtime and job.entry.mtime_ns is not None:
-                    times = (job.entry.mtime_ns, job.entry.mtime_ns)
-                    os.utime(temporary, ns=times, dir_fd=fd, follow_symlinks=False)
-                os.rename(temporary, name, src_dir_fd=fd, dst_dir_fd=fd)
-            except BaseException:
-                os.unlink(temporary, dir_fd=fd)
-                raise
+            insist(fd, lambda: _make_link(fd, name, job.entry, names.new(), options))
             if options.durable:
                 os.fsync(fd)
 
@@ -489,6 +480,24 @@ class LocalStore:
         finally:
             if held is not None:
                 held.close()
+
+
+def _make_link(
+    directory: int, name: str, entry: Entry, temporary: str, options: WriteOptions
+) -> None:
+    """Make a link under a temporary name and rename it. Raises OSError."""
+    os.symlink(entry.target or "", temporary, dir_fd=directory)
+    try:
+        if options.owner and entry.owner:
+            with contextlib.suppress(PermissionError):
+                os.chown(temporary, *entry.owner, dir_fd=directory, follow_symlinks=False)
+        if options.mtime and entry.mtime_ns is not None:
+            times = (entry.mtime_ns, entry.mtime_ns)
+            os.utime(temporary, ns=times, dir_fd=directory, follow_symlinks=False)
+        os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except BaseException:
+        os.unlink(temporary, dir_fd=directory)
+        raise
 
 
 def _set_attributes(fd: int, entry: Entry, rules: Rules) -> None:

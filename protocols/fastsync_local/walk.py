@@ -11,7 +11,7 @@ import os
 import re
 import stat
 
-from fastsync_local.held import MAX_HELD, OPEN_DIRECTORY
+from fastsync_local.held import MAX_HELD, OPEN_DIRECTORY, parent_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -149,8 +149,7 @@ class Walk:
         level = self._stack[-1]
         keys, index = level.keys, level.index
         if index >= len(keys):
-            level.close()
-            self._stack.pop()
+            self._leave()
             return
         key = keys[index]
         if self._after and self._skip(level, key):
@@ -169,6 +168,14 @@ class Walk:
         self._reached = level.prefix + keys[end - 1]
         self._files(level, index, end)
 
+    def _leave(self) -> None:
+        """Go up, and get hold of the directory there again if the tree was too deep to keep it open."""
+        level = self._stack.pop()
+        if self._stack and level.fd is not None and self._stack[-1].fd is None:
+            above = self._stack[-1]
+            above.fd = parent_of(level.fd, above.identity)
+        level.close()
+
     def _skip(self, level: _Level, key: str) -> bool:
         """Pass over what the walk that we continue has yielded; true when `key` was dealt with."""
         here = level.prefix + key
@@ -186,26 +193,27 @@ class Walk:
         return False
 
     def _descriptor(self, level: _Level) -> int:
-        """The level's descriptor, opened again from above if the tree is so deep that it was closed."""
+        """The descriptor of `level`, the last one, opened again from above if it was closed on the way
+        into a deep tree."""
         if level.fd is not None:
             return level.fd
-        depth = self._stack.index(level)
-        held = depth
-        while self._stack[held].fd is None:
+        stack = self._stack
+        top = held = len(stack) - 1
+        while stack[held].fd is None:
             held -= 1
-        fd = os.dup(self._stack[held].fd or 0)
-        for below in self._stack[held + 1 : depth + 1]:
-            try:
-                child = os.open(below.name, OPEN_DIRECTORY, dir_fd=fd)
-            finally:
-                os.close(fd)
-            fd = child
-            status = os.fstat(fd)
+        # The levels next above are kept, for that is where the walk goes from here.
+        for index in range(held + 1, top + 1):
+            above, below = stack[index - 1], stack[index]
+            assert above.fd is not None
+            below.fd = os.open(below.name, OPEN_DIRECTORY, dir_fd=above.fd)
+            status = os.fstat(below.fd)
             if (status.st_dev, status.st_ino) != below.identity:
-                os.close(fd)
+                below.close()
                 raise OSError(errno.ESTALE, "the directory was replaced during the walk")
-        level.fd = fd
-        return fd
+            if index <= top - MAX_HELD + 1:
+                above.let_go()
+        assert level.fd is not None
+        return level.fd
 
     # -- one directory -------------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """The helper process: copies batches and walks trees for the main one, on another processor.
 
 It speaks frames on its standard input and output: four bytes of length, then a marshalled tuple. It
-leaves Ctrl-C to its parent, stops after the file in hand on SIGTERM, and ends when its input does; so
-a parent that is killed leaves a helper that finishes its batch and goes.
+leaves Ctrl-C and the end of the terminal to its parent, stops after the file in hand on SIGTERM, and ends
+when its input does; so a parent that is killed leaves a helper that finishes its batch and goes.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ def _copy(copiers: dict[Any, Copier], source: Any, target: Any, rules: Any, jobs
 
 def main() -> None:
     """Serve until the input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, _frame: _stopped.append(number))
     requests = os.dup(0)
     replies = os.dup(1)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.conftest import Fastsync, Picture, Plant
+    from tests.conftest import Fastsync, Picture, Plant, Spec
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may do this")
 
@@ -128,9 +128,7 @@ def test_several_sources(
     assert set(picture(tmp_path / "dest")) == {"a", "b", "dir", "dir/c", "d"}
 
 
-def test_several_sources_need_a_directory(
-    fastsync: Fastsync, plant: Plant, tmp_path: Path
-) -> None:
+def test_several_sources_need_a_directory(fastsync: Fastsync, plant: Plant, tmp_path: Path) -> None:
     plant(tmp_path, {"a": "a", "b": "b", "file": "old"})
     for target in ("new", "file"):
         done = fastsync("cp", "a", "b", target)
@@ -175,7 +173,7 @@ def test_two_sources_of_one_name(fastsync: Fastsync, plant: Plant, tmp_path: Pat
 def test_directories_that_are_merged(fastsync: Fastsync, plant: Plant, tmp_path: Path) -> None:
     """Contents of several directories into one: where they collide, the last one stays."""
     plant(tmp_path, {f"{place}/{name}": place for place in "xyz" for name in ("same", place)})
-    assert fastsync("cp", "-R", "x/", "y/", "z/", "dest").code == 0
+    assert fastsync("cp", "-R", "x/", "y/", "z/", "dest/").code == 0
     assert sorted(os.listdir(tmp_path / "dest")) == ["same", "x", "y", "z"]
     assert (tmp_path / "dest/same").read_text() == "z"
 
@@ -201,13 +199,15 @@ def test_a_missing_source(fastsync: Fastsync, plant: Plant, tmp_path: Path) -> N
     assert os.listdir(tmp_path / "other") == ["a"]
 
 
-@pytest.mark.parametrize("missing", ["a/x", "a/", "n" * 300, "dir/missing"])
+@pytest.mark.parametrize(
+    ("missing", "code"), [("a/x", 3), ("a/", 3), ("dir/missing", 3), ("n" * 300, 1), ("loop", 1)]
+)
 def test_a_source_that_cannot_be(
-    fastsync: Fastsync, plant: Plant, tmp_path: Path, missing: str
+    fastsync: Fastsync, plant: Plant, tmp_path: Path, missing: str, code: int
 ) -> None:
-    plant(tmp_path, {"a": "a", "b": "b", "dir/c": "c"})
+    plant(tmp_path, {"a": "a", "b": "b", "dir/c": "c", "loop": Path("loop")})
     done = fastsync("cp", missing, "b", "dest/")
-    assert done.code == 3
+    assert done.code == code
     assert done.stderr.count("\n") == 1
     assert os.listdir(tmp_path / "dest") == ["b"]
 
@@ -288,18 +288,18 @@ def test_a_source_that_cannot_be_read(
     (tmp_path / "locked").chmod(0)
     (tmp_path / "b").chmod(0)
     # A source in a closed directory, a closed file, a closed directory: the others are copied.
-    for closed in ("locked/a", "b", "locked"):
-        done = fastsync("cp", "-R", closed, "c", "dir", f"{closed}-to/", under=unprivileged)
+    for number, closed in enumerate(("locked/a", "b", "locked", "locked/")):
+        done = fastsync("cp", "-R", closed, "c", "dir", f"to{number}/", under=unprivileged)
         assert done.code == 1
-        assert "permission denied" in done.stderr
-        assert (tmp_path / f"{closed}-to/c").read_text() == "c"
-        assert (tmp_path / f"{closed}-to/dir/d").read_text() == "d"
+        assert f"{closed}: permission denied" in done.stderr
+        assert (tmp_path / f"to{number}/c").read_text() == "c"
+        assert (tmp_path / f"to{number}/dir/d").read_text() == "d"
     (tmp_path / "locked").chmod(0o700)
 
 
 # -- links -------------------------------------------------------------------------------------------
 
-LINKED = {
+LINKED: Spec = {
     "dir/a": "content",
     "dir/to-file": Path("a"),
     "dir/to-dir": Path("../other"),
@@ -344,9 +344,7 @@ def test_links_are_left_out(fastsync: Fastsync, plant: Plant, tmp_path: Path) ->
     assert "Left out: 2 links" in done.stdout
 
 
-def test_a_link_that_is_named_is_followed(
-    fastsync: Fastsync, plant: Plant, tmp_path: Path
-) -> None:
+def test_a_link_that_is_named_is_followed(fastsync: Fastsync, plant: Plant, tmp_path: Path) -> None:
     plant(tmp_path, {**LINKED, "name": Path("dir/a"), "name-dir": Path("dir")})
     assert fastsync("cp", "name", "copy").code == 0
     assert not (tmp_path / "copy").is_symlink()
@@ -596,7 +594,14 @@ def differing(plant: Plant, tmp_path: Path) -> Path:
     """Pairs of files that differ in one way each."""
     plant(
         tmp_path / "src",
-        {"content": "AAAA", "newer": "here", "older": "here", "same": "same", "size": "longer", "new": "n"},
+        {
+            "content": "AAAA",
+            "newer": "here",
+            "older": "here",
+            "same": "same",
+            "size": "longer",
+            "new": "n",
+        },
     )
     plant(
         tmp_path / "dest",
@@ -684,7 +689,14 @@ def test_filters_in_their_order(
 ) -> None:
     plant(
         tmp_path / "src",
-        {"a.txt": "", "b.log": "", "keep.log": "", "sub/c.txt": "", "sub/d.log": "", "tmp/e.txt": ""},
+        {
+            "a.txt": "",
+            "b.log": "",
+            "keep.log": "",
+            "sub/c.txt": "",
+            "sub/d.log": "",
+            "tmp/e.txt": "",
+        },
     )
 
     def kept(name: str, *rules: str) -> set[str]:
@@ -846,9 +858,9 @@ def test_what_is_no_file_is_left_out_and_counted(
     expected = 2
     with socket.socket(socket.AF_UNIX) as listening:
         # The path of a socket has to be short, so it is bound where it is.
-        subprocess_free = os.open(src, os.O_RDONLY)
-        listening.bind(f"/proc/self/fd/{subprocess_free}/socket")
-        os.close(subprocess_free)
+        directory = os.open(src, os.O_RDONLY)
+        listening.bind(f"/proc/self/fd/{directory}/socket")
+        os.close(directory)
         if os.geteuid() == 0:
             os.mknod(src / "device", stat.S_IFCHR | 0o600, os.makedev(1, 3))
             expected = 3

@@ -51,11 +51,14 @@ def test_what_the_source_does_not_have_goes(
     assert "deleted dest/new\\nline\n" in done.stderr
 
 
-def test_nothing_goes_unasked(
-    fastsync: Fastsync, plant: Plant, tmp_path: Path
-) -> None:
+def test_nothing_goes_unasked(fastsync: Fastsync, plant: Plant, tmp_path: Path) -> None:
     plant(tmp_path, {"src/a": "a", "dest/extra": "e"})
-    for options in ((), ("--delete-excluded",), ("--max-delete", "100%"), ("--allow-empty-source",)):
+    for options in (
+        (),
+        ("--delete-excluded",),
+        ("--max-delete", "100%"),
+        ("--allow-empty-source",),
+    ):
         fastsync("sync", *options, "src", "dest")
         assert (tmp_path / "dest/extra").exists()
 
@@ -89,7 +92,10 @@ def test_dry_run_tells_and_does_nothing(
 def test_what_is_excluded_stays(
     fastsync: Fastsync, plant: Plant, picture: Callable[..., Picture], tmp_path: Path
 ) -> None:
-    plant(tmp_path, {"src/a": "a", "src/a.tmp": "", "dest/b": "", "dest/b.tmp": "", "dest/c/d.tmp": ""})
+    plant(
+        tmp_path,
+        {"src/a": "a", "src/a.tmp": "", "dest/b": "", "dest/b.tmp": "", "dest/c/d.tmp": ""},
+    )
     done = fastsync("sync", "--delete", "--exclude", "*.tmp", "src", "dest")
     assert done == (0, "", "")
     assert set(picture(tmp_path / "dest")) == {"a", "b.tmp", "c", "c/d.tmp"}
@@ -101,7 +107,9 @@ def test_what_is_excluded_stays(
 def test_an_excluded_directory_stays_with_all_in_it(
     fastsync: Fastsync, plant: Plant, picture: Callable[..., Picture], tmp_path: Path
 ) -> None:
-    plant(tmp_path, {"src/a": "a", "dest/cache/x/y": "", "dest/cache/z": "", "dest/old/cache/w": ""})
+    plant(
+        tmp_path, {"src/a": "a", "dest/cache/x/y": "", "dest/cache/z": "", "dest/old/cache/w": ""}
+    )
     fastsync("sync", "--delete", "--exclude", "cache/", "src", "dest")
     assert set(picture(tmp_path / "dest")) == {
         "a",
@@ -307,7 +315,7 @@ def test_what_cannot_be_written(
     if os.geteuid() != 0:
         pytest.skip("only root can make a directory that is not ours")
     remove_at_end(tmp_path)
-    plant(tmp_path / "src", {"a": "a", "locked/b": "new"})
+    plant(tmp_path / "src", {"a": "a", "locked/b": "newer"})
     dest = plant(tmp_path / "dest", {"locked/b": "old", "extra": "e"})
     os.chown(dest / "locked", 12345, 12345)
     done = fastsync("sync", "--delete", "src", "dest", under=unprivileged)

@@ -14,7 +14,7 @@ import pytest
 if TYPE_CHECKING:
     from tests.conftest import Fastsync, Picture, Plant, Spec
 
-TREE = {
+TREE: Spec = {
     "a": "a",
     "empty": "",
     "dir/b": "b",
@@ -134,7 +134,15 @@ KINDS: dict[str, Spec] = {
     "dangling link": {"x": Path("no/such")},
 }
 # Names that sort before, between and after "x" and "x/".
-AROUND = {"w": "w", "x ": "x ", "x-": "x-", "x-dir/y": "y", "x.d": "x.d", "x0": "x0", "y": "y"}
+AROUND: Spec = {
+    "w": "w",
+    "x ": "x ",
+    "x-": "x-",
+    "x-dir/y": "y",
+    "x.d": "x.d",
+    "x0": "x0",
+    "y": "y",
+}
 DIRECTORIES = ("dir", "empty dir")
 
 

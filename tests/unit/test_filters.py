@@ -142,6 +142,7 @@ def test_many_stars_end_in_time() -> None:
         ("./a", "a '.' segment and can match nothing"),
         ("a/../b", "a '..' segment"),
         ("a//b", "a '' segment"),
+        ("a/****", "has too many * at character 3"),
         ("***", "has *** where ** is meant"),
         ("a***", "has *** where ** is meant"),
         ("a/***/", "has *** where ** is meant"),

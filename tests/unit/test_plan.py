@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from fastsync.backend import Entry, Fault, Kind, Owner, Page
@@ -29,7 +30,6 @@ from fastsync.filters import Filter, Rule
 from fastsync.names import path_key
 from fastsync.plan import (
     Action,
-    Comparison,
     DeleteGate,
     PlanPage,
     Rules,
@@ -94,7 +94,7 @@ class Planned(NamedTuple):
     later: list[Action]
     finish: list[Action]
     skips: list[Action]
-    faults: list[Fault]
+    faults: list[tuple[str, str]]
     counts: tuple[int, ...]
 
 
@@ -113,14 +113,11 @@ def run_plan(
         "scanned", "source_files", "destination_files", "skipped_files", "skipped_bytes", "specials",
     )  # fmt: skip
     counts = tuple(sum(getattr(page, name) for page in pages) for name in numbers)
-    return Planned(**lists, counts=counts)
+    told = Planned(**lists, counts=counts)
+    return told._replace(faults=[(path, str(error)) for path, error in told.faults])
 
 
 # -- trees and what they look like in a listing -------------------------------------------------------
-
-
-def key(entry: Entry) -> bytes:
-    return path_key(entry.path + "/" if entry.kind == "dir" else entry.path)
 
 
 def listing(tree: Tree) -> list[Entry]:
@@ -128,74 +125,85 @@ def listing(tree: Tree) -> list[Entry]:
         Entry(path, node.kind, node.size, node.mtime_ns, node.mode, node.target)
         for path, node in tree.items()
     ]
-    return sorted(entries, key=key)
+    return sorted(entries, key=lambda entry: path_key(order(entry)))
 
 
 def parent(path: str) -> str:
     return path.rpartition("/")[0]
 
 
-def above(path: str) -> Iterator[str]:
+def ancestors(path: str) -> Iterator[str]:
     while path := parent(path):
         yield path
 
 
 # Names around "/" in byte order, and where string order and byte order differ.
-NAMES = st.sampled_from(
-    ["a", "a ", "a-b", "a.txt", "a0", "ab", "b", "b!", "\u00e9", "\uffee", "\U0001f600", "\udc80",
-     "a\udcff", "\n"]
+NAMES = (
+    "a", "a-b", "b", "a.txt", "\u00e9", "a0", "\udc80", "a ", "ab", "b!", "\uffee", "\U0001f600",
+    "a\udcff", "\n",
 )  # fmt: skip
-TIMES = st.sampled_from([0, 5, 10**9])
-MODES = st.sampled_from([0o600, 0o644, 0o4755])
-TEXTS = st.sampled_from(["x", "y/z"])
-FILES = st.builds(Node, st.just("file"), st.integers(0, 2), TIMES, MODES, st.none())
-LINKS = st.builds(Node, st.just("link"), st.none(), TIMES, st.just(0o777), TEXTS)
-SPECIALS = st.builds(Node, st.just("special"), st.none(), TIMES, MODES, st.none())
-LEAVES = FILES | FILES | LINKS | SPECIALS
-DIRECTORIES = st.builds(
-    Node,
-    st.just("dir"),
-    st.none(),
-    TIMES,
-    st.sampled_from([0o755, 0o700, 0o555, 0o1777, 0]),
-    st.none(),
+DEEP = NAMES[:7]
+PATHS = (
+    st.sampled_from(NAMES)
+    | st.sampled_from([f"{one}/{two}" for one in DEEP for two in NAMES])
+    | st.sampled_from([f"{one}/{two}/{three}" for one in DEEP for two in DEEP for three in DEEP])
 )
+FILES = [
+    Node("file", size, mtime_ns, mode)
+    for size, mtime_ns, mode in itertools.product((0, 1), (0, 5, 10**9), (0o600, 0o644, 0o4755))
+]
+LINKS = [Node("link", None, 0, 0o777, target) for target in ("x", "y/z")]
+SPECIALS = [Node("special", None, mtime_ns) for mtime_ns in (0, 5)]
+DIRECTORIES = [
+    Node("dir", None, mtime_ns, mode)
+    for mtime_ns, mode in itertools.product((0, 5), (0o755, 0o700, 0o555, 0o1777, 0))
+]
+NODES = st.sampled_from(FILES) | st.sampled_from(DIRECTORIES + LINKS + SPECIALS)
 
 
-def flatten(nested: dict[str, Any], prefix: str = "") -> Tree:
+def grown(wanted: Tree) -> Tree:
+    """A tree as a disk can hold it: nothing below what is no directory, and all directories there."""
     tree: Tree = {}
-    for name, (node, inside) in nested.items():
-        tree[prefix + name] = node
-        tree.update(flatten(inside, f"{prefix}{name}/"))
+    for path, node in sorted(wanted.items()):
+        if all(tree.get(up, node).kind == "dir" or up not in tree for up in ancestors(path)):
+            for number, up in enumerate(ancestors(path)):
+                tree.setdefault(up, DIRECTORIES[(len(path) + number) % len(DIRECTORIES)])
+            tree[path] = node
     return tree
 
 
-def nests(leaves: st.SearchStrategy[Node], depth: int) -> st.SearchStrategy[dict[str, Any]]:
-    children: st.SearchStrategy[Any] = st.tuples(leaves, st.just({}))
-    if depth:
-        children |= st.tuples(DIRECTORIES, st.deferred(lambda: nests(leaves, depth - 1)))
-    return st.dictionaries(NAMES, children, max_size=5)
-
-
-TREES = nests(LEAVES, 3)
+TREES = st.dictionaries(PATHS, NODES, max_size=12)
 
 
 @st.composite
 def pairs(draw: st.DrawFn) -> tuple[Tree, Tree]:
-    """Two trees that share some of their branches."""
-    ours, theirs = draw(TREES), draw(TREES)
-    shared = draw(st.sets(NAMES, max_size=6))
-    theirs = {**theirs, **{name: ours[name] for name in shared if name in ours}}
-    return flatten(ours), flatten(theirs)
+    """Two trees that share some of what is in them."""
+    ours, theirs, shares = draw(TREES), draw(TREES), draw(st.integers(0, 2**12 - 1))
+    shared = {
+        path: node for number, (path, node) in enumerate(ours.items()) if shares >> number & 1
+    }
+    return grown(ours), grown({**theirs, **shared})
 
 
 CUTS = st.tuples(*[st.lists(st.integers(0, 30), max_size=6)] * 2)
-PATTERNS = st.sampled_from(
-    ["a", "/a", "a/", "*.txt", "/a/**", "a*", "b/a", "[!a]*", "/\u00e9/*", "**/a0", "a-b/", "*"]
+PATTERNS = (
+    "a",
+    "/a",
+    "a/",
+    "*.txt",
+    "/a/**",
+    "a*",
+    "b/a",
+    "[!a]*",
+    "/\u00e9/*",
+    "**/a0",
+    "a-b/",
+    "*",
 )
+EACH_RULE = [Rule(include, pattern) for include in (False, True) for pattern in PATTERNS]
 FILTERS = st.builds(
     Filter,
-    st.lists(st.builds(Rule, st.booleans(), PATTERNS), max_size=3),
+    st.lists(st.sampled_from(EACH_RULE), max_size=3),
     min_size=st.none() | st.just(1),
     max_depth=st.none() | st.integers(1, 3),
 )
@@ -270,6 +278,10 @@ class Model:
         self.tree[path] = node
         self.age(path)
 
+    def make_parents(self, path: str) -> None:
+        for above in reversed(list(ancestors(path))):
+            assert self.tree.setdefault(above, Node("dir", None, NOW, 0o755)).kind == "dir"
+
     def age(self, path: str) -> None:
         if above := parent(path):
             self.tree[above] = self.tree[above]._replace(mtime_ns=NOW)
@@ -308,13 +320,13 @@ def crossed(source: Tree, destination: Tree) -> set[str]:
         for path in source.keys() & destination.keys()
         if (source[path].kind == "dir") != (destination[path].kind == "dir")
     }
-    return {path for path in found if not found.intersection(above(path))}
+    return {path for path in found if not found.intersection(ancestors(path))}
 
 
 FULL = Rules(filter=Filter(), mode_mask=ALL, directory_times=True, delete=True)
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(trees=pairs(), cuts=CUTS, times=st.booleans())
 @example(  # a file that waits for a directory of its name, and directories entered meanwhile
     trees=(
@@ -334,9 +346,7 @@ FULL = Rules(filter=Filter(), mode_mask=ALL, directory_times=True, delete=True)
     cuts=([], []),
     times=True,
 )
-def test_mirror(
-    trees: tuple[Tree, Tree], cuts: tuple[list[int], list[int]], times: bool
-) -> None:
+def test_mirror(trees: tuple[Tree, Tree], cuts: tuple[list[int], list[int]], times: bool) -> None:
     """With delete the destination becomes the source, and then there is nothing left to do."""
     source, destination = trees
     rules = dataclasses.replace(FULL, directory_times=times)
@@ -358,38 +368,46 @@ def test_mirror(
     assert again.counts[3] == sum(1 for node in source.values() if node.kind == "file")
 
 
-@settings(max_examples=300)
+@settings(max_examples=120)
 @given(trees=pairs(), cuts=CUTS, times=st.booleans())
-def test_update(
-    trees: tuple[Tree, Tree], cuts: tuple[list[int], list[int]], times: bool
-) -> None:
+def test_update(trees: tuple[Tree, Tree], cuts: tuple[list[int], list[int]], times: bool) -> None:
     """Without delete nothing goes, what can be copied is right, and the rest is said."""
     source, destination = trees
     rules = dataclasses.replace(FULL, delete=False, directory_times=times)
     done = run_plan(listing(source), listing(destination), rules, cuts)
-    assert done.deletes == done.later == []
+    assert (done.deletes, done.later) == ([], [])
     model = Model(destination)
     result = model.carry_out(done, directory_times=times)
     assert model.refused == []
-    conflicts = {
-        path for path in crossed(source, destination) if source[path].kind != "special"
-    }
-    assert {fault.path for fault in done.faults} == conflicts
-    assert all(isinstance(fault.error, Conflict) for fault in done.faults)
+    conflicts = {path for path in crossed(source, destination) if source[path].kind != "special"}
+    assert {path for path, _ in done.faults} == conflicts
     for path, node in destination.items():
         assert path in result
         if path not in source:
             assert seen(result[path], times=False) == seen(node, times=False)
     for path, node in source.items():
-        if node.kind != "special" and not conflicts.intersection([path, *above(path)]):
+        if node.kind != "special" and not conflicts.intersection([path, *ancestors(path)]):
             # A directory that keeps more than the source has a time of its own only if it changed.
             assert seen(result.get(path), times=False) == seen(node, times=False)
     again = run_plan(listing(source), listing(result), rules)
     assert (again.now, again.finish) == ([], [])
 
 
-@settings(max_examples=500)
+@settings(max_examples=200)
 @given(trees=pairs(), rules=RULES, cuts=CUTS)
+@example(  # a directory that may not be made where a file stands
+    trees=({"a": Node("dir"), "a/a": Node("file", 1)}, {"a": Node("file", 1)}),
+    rules=dataclasses.replace(FULL, existing=True),
+    cuts=([], []),
+)
+@example(  # versions out of bounds, on either side
+    trees=(
+        {"a": Node("file", 0), "b": Node("file", 1)},
+        {"a": Node("file", 1), "b": Node("file", 0)},
+    ),
+    rules=dataclasses.replace(FULL, filter=Filter(min_size=1)),
+    cuts=([], []),
+)
 def test_any_rules(
     trees: tuple[Tree, Tree], rules: Rules, cuts: tuple[list[int], list[int]]
 ) -> None:
@@ -401,7 +419,12 @@ def test_any_rules(
     result = model.carry_out(done, directory_times=rules.directory_times)
     chosen = {entry.path for entry in rules.filter.select(ours)}
     in_scope = {entry.path for entry in rules.filter.select(theirs)}
-    protected = destination.keys() - in_scope
+    matched = {
+        path
+        for path in chosen & destination.keys()
+        if (source[path].kind == "dir") == (destination[path].kind == "dir")
+    }
+    protected = destination.keys() - in_scope - matched
 
     actions = [*done.now, *done.later, *done.finish]
     assert all(action.path in chosen for action in actions)
@@ -411,30 +434,27 @@ def test_any_rules(
         assert seen(result[path], times=False) == seen(destination[path], times=False)
 
     doomed = {entry.path for entry in done.deletes}
-    assert doomed <= in_scope
-    for path in doomed:
-        assert rules.delete
-        ours_too = path in chosen and (
-            (source[path].kind == "dir") == (destination[path].kind == "dir")
-        )
-        assert not ours_too, "what the source has is not deleted"
-    for path in in_scope - doomed:
+    assert doomed <= in_scope - matched
+    assert rules.delete or not doomed
+    for path in doomed & source.keys():
+        # What the source has is not deleted, whether it is to be copied or not, save for a directory
+        # that has to become something else, or the reverse.
+        assert (source[path].kind == "dir") != (destination[path].kind == "dir")
+    for path in destination.keys() - doomed:
         assert path in result
     for path in model.refused:
         # Only a directory that protects something may refuse to make way.
         assert any(
-            hidden.startswith(up + "/") for hidden in protected for up in (path, *above(path))
+            hidden.startswith(up + "/") for hidden in protected for up in (path, *ancestors(path))
         )
 
-    conflicts = crossed(
-        {path: source[path] for path in chosen}, {path: destination[path] for path in in_scope}
-    )
+    conflicts = crossed({path: source[path] for path in chosen}, destination)
     for action in done.later:
-        assert conflicts.intersection([action.path, *above(action.path)])
+        assert conflicts.intersection([action.path, *ancestors(action.path)])
     if rules.existing:
         assert result.keys() <= destination.keys()
     if rules.ignore_existing:
-        for path in in_scope - doomed:
+        for path in destination.keys() - doomed:
             if destination[path].kind != "dir":
                 assert result[path] == destination[path]
     if not rules.links:
@@ -470,13 +490,13 @@ def test_pages_do_not_matter(
     assert each._replace(skips=[]) == other
 
 
-@given(trees=pairs(), cuts=CUTS)
+@given(trees=pairs(), cuts=CUTS, least=st.none() | st.just(1))
 def test_delete_excluded(
-    trees: tuple[Tree, Tree], cuts: tuple[list[int], list[int]]
+    trees: tuple[Tree, Tree], cuts: tuple[list[int], list[int]], least: int | None
 ) -> None:
     """With delete_excluded the destination becomes what the filter leaves of the source."""
     source, destination = trees
-    chosen = Filter([Rule(False, "a*"), Rule(False, "/b/")])
+    chosen = Filter([Rule(False, "a*"), Rule(False, "/b/")], min_size=least)
     rules = dataclasses.replace(FULL, filter=chosen, delete_excluded=True)
     done = run_plan(listing(source), listing(destination), rules, cuts)
     model = Model(destination)
@@ -495,8 +515,9 @@ def test_delete_excluded(
 @st.composite
 def flat_pairs(draw: st.DrawFn) -> tuple[Tree, Tree]:
     """A tree with directories, and files in a store that has none: "a" may stand beside "a/b"."""
-    paths = st.lists(NAMES, min_size=1, max_size=3).map("/".join)
-    return flatten(draw(nests(FILES, 3))), draw(st.dictionaries(paths, FILES, max_size=10))
+    files = st.dictionaries(PATHS, st.sampled_from(FILES), max_size=10)
+    ours = st.dictionaries(PATHS, st.sampled_from(FILES + DIRECTORIES), max_size=10)
+    return grown(draw(ours)), draw(files)
 
 
 @given(trees=flat_pairs(), cuts=CUTS, existing=st.booleans())
@@ -515,7 +536,7 @@ def test_to_a_store_without_directories(
     )
     done = run_plan(listing(source), listing(destination), rules, cuts)
     assert {action.step for action in done.now} <= {"copy"}
-    assert done.later == done.finish == done.faults == []
+    assert (done.later, done.finish, done.faults) == ([], [], [])
     result = dict(destination)
     for entry in done.deletes:
         del result[entry.path]
@@ -527,3 +548,506 @@ def test_to_a_store_without_directories(
     assert result.keys() == wanted.keys()
     for path, node in wanted.items():
         assert (result[path].size, result[path].mtime_ns) == (node.size, node.mtime_ns)
+
+
+def beside_itself(tree: Tree) -> bool:
+    """Whether a file's path is also that of a directory, which no disk could hold."""
+    return any(up in tree and tree[up].kind != "dir" for path in tree for up in ancestors(path))
+
+
+@given(trees=flat_pairs(), cuts=CUTS, delete=st.booleans())
+@example(
+    trees=({"a": Node("file", 1), "a-b": Node("file", 1)}, {"a/b": Node("file", 1)}),
+    cuts=([], []),
+    delete=True,
+)
+@example(
+    trees=({"d": Node("dir"), "d/e": Node("dir"), "d/e/f": Node("file", 1)}, {"d/a": Node("file")}),
+    cuts=([], []),
+    delete=True,
+)
+def test_from_a_store_without_directories(
+    trees: tuple[Tree, Tree], cuts: tuple[list[int], list[int]], delete: bool
+) -> None:
+    """A directory that the source has, although it lists none, is kept, and made where it is missing."""
+    destination, source = trees
+    assume(not beside_itself(source))
+    rules = dataclasses.replace(FULL, directory_times=False, delete=delete)
+    done = run_plan(listing(source), listing(destination), rules, cuts)
+    implied = {up: Node("dir") for path in source for up in ancestors(path)}
+    conflicts = crossed({**source, **implied}, destination)
+    assert {path for path, _ in done.faults} == (set() if delete else conflicts)
+    model = Model(destination)
+    for action in [*done.now, *done.later]:
+        assert action.step in ("copy", "attributes")
+    assert done.finish == []
+    for action in done.now:
+        model.make_parents(action.path)
+        model.do(action)
+    for entry in reversed(done.deletes):
+        model.delete(entry)
+    for action in done.later:
+        model.make_parents(action.path)
+        model.do(action)
+    assert model.refused == []
+    for path, node in source.items():
+        if delete or not conflicts.intersection([path, *ancestors(path)]):
+            assert model.tree[path] == node
+    if delete:
+        assert model.tree.keys() == source.keys() | implied.keys()
+    else:
+        assert model.tree.keys() >= destination.keys()
+
+
+# -- truth tables -------------------------------------------------------------------------------------
+
+
+def file(
+    path: str = "f", *, size: int | None = 1, mtime_ns: int | None = 0, mode: int | None = 0o644
+) -> Entry:
+    return Entry(path, "file", size, mtime_ns, mode)
+
+
+def directory(path: str, *, mtime_ns: int = 0, mode: int = 0o755) -> Entry:
+    return Entry(path, "dir", None, mtime_ns, mode)
+
+
+def link(path: str = "f", target: str = "x") -> Entry:
+    return Entry(path, "link", None, 0, 0o777, target)
+
+
+def verdict(source: list[Entry], destination: list[Entry], **rules: Any) -> str:
+    """What becomes of the one entry: its action as it prints, or "conflict", or "special"."""
+    rules = {"filter": Filter(), "show_skips": True, **rules}
+    done = run_plan(source, destination, Rules(**rules))
+    said = [str(action) for action in [*done.now, *done.later, *done.skips]]
+    said += ["conflict" for _ in done.faults] + ["special"] * done.counts[-1]
+    quiet = run_plan(source, destination, Rules(**{**rules, "show_skips": False}))
+    assert done._replace(skips=[]) == quiet
+    return "; ".join(said)
+
+
+COPY_SIZE, COPY_TIME, COPY_NEW = "copy f (size differs)", "copy f (time differs)", "copy f (new)"
+SAME, SET = "skip f (unchanged)", "attributes f (attributes differ)"
+EXISTS, MISSING = "skip f (exists)", "skip f (does not exist there)"
+NEWER = "skip f (destination is newer)"
+
+
+@pytest.mark.parametrize(
+    ("rules", "entry", "old", "expected"),
+    [
+        # by size and time
+        ({}, file(), None, COPY_NEW),
+        ({}, file(), file(), SAME),
+        ({}, file(size=0), file(size=0), SAME),
+        ({}, file(size=2), file(), COPY_SIZE),
+        ({}, file(mtime_ns=5), file(), COPY_TIME),
+        ({}, file(), file(mtime_ns=5), COPY_TIME),
+        ({}, file(mtime_ns=None), file(), COPY_TIME),
+        ({}, file(), file(mtime_ns=None), COPY_TIME),
+        ({}, file(size=None), file(), "copy f (size is unknown)"),
+        ({}, file(), file(size=None), "copy f (size is unknown)"),
+        # within a window
+        ({"window_ns": 5}, file(mtime_ns=5), file(), SAME),
+        ({"window_ns": 5}, file(), file(mtime_ns=5), SAME),
+        ({"window_ns": 5}, file(mtime_ns=6), file(), COPY_TIME),
+        ({"window_ns": 5}, file(), file(mtime_ns=6), COPY_TIME),
+        ({"window_ns": 5}, file(size=2), file(), COPY_SIZE),
+        # by size alone
+        ({"comparison": "size"}, file(mtime_ns=5), file(), SAME),
+        ({"comparison": "size"}, file(mtime_ns=None), file(mtime_ns=None), SAME),
+        ({"comparison": "size"}, file(size=2), file(), COPY_SIZE),
+        ({"comparison": "size"}, file(size=None), file(), "copy f (size is unknown)"),
+        # newer than the copy
+        ({"comparison": "newer"}, file(mtime_ns=5), file(mtime_ns=5), SAME),
+        ({"comparison": "newer"}, file(mtime_ns=5), file(mtime_ns=9), SAME),
+        ({"comparison": "newer"}, file(mtime_ns=5), file(mtime_ns=4), COPY_TIME),
+        ({"comparison": "newer", "window_ns": 1}, file(mtime_ns=5), file(mtime_ns=4), SAME),
+        ({"comparison": "newer"}, file(mtime_ns=None), file(mtime_ns=9), COPY_TIME),
+        ({"comparison": "newer"}, file(mtime_ns=5), file(mtime_ns=9, size=2), COPY_SIZE),
+        # by content
+        ({"comparison": "checksum"}, file(), file(), "verify f (checksum)"),
+        ({"comparison": "checksum"}, file(mtime_ns=5), file(), "verify f (checksum)"),
+        ({"comparison": "checksum"}, file(size=2), file(), COPY_SIZE),
+        ({"comparison": "checksum"}, file(), None, COPY_NEW),
+        # --update
+        ({"update": True}, file(mtime_ns=4), file(mtime_ns=5), NEWER),
+        ({"update": True}, file(mtime_ns=4, size=2), file(mtime_ns=5), NEWER),
+        ({"update": True}, file(mtime_ns=5, size=2), file(mtime_ns=5), COPY_SIZE),
+        ({"update": True}, file(mtime_ns=6), file(mtime_ns=5), COPY_TIME),
+        ({"update": True, "window_ns": 1}, file(mtime_ns=4, size=2), file(mtime_ns=5), COPY_SIZE),
+        ({"update": True, "window_ns": 1}, file(mtime_ns=4), file(mtime_ns=6), NEWER),
+        ({"update": True}, file(mtime_ns=None), file(mtime_ns=5), COPY_TIME),
+        ({"update": True}, file(), None, COPY_NEW),
+        ({"update": True, "comparison": "size"}, file(mtime_ns=4), file(mtime_ns=5), NEWER),
+        ({"update": True, "comparison": "checksum"}, file(mtime_ns=4), file(mtime_ns=5), NEWER),
+        # --ignore-times
+        ({"ignore_times": True}, file(), file(), "copy f (times are ignored)"),
+        ({"ignore_times": True, "comparison": "size"}, file(), file(), "copy f (times are ignored)"),
+        ({"ignore_times": True, "update": True}, file(), file(mtime_ns=5), NEWER),
+        # --ignore-existing and --existing
+        ({"ignore_existing": True}, file(size=2), file(), EXISTS),
+        ({"ignore_existing": True}, file(mode=0), file(), EXISTS),
+        ({"ignore_existing": True}, file(), link(), EXISTS),
+        ({"ignore_existing": True}, link(), link(target="y"), EXISTS),
+        ({"ignore_existing": True}, file(), None, COPY_NEW),
+        ({"existing": True}, file(), None, MISSING),
+        ({"existing": True}, link(), None, MISSING),
+        ({"existing": True}, file(size=2), file(), COPY_SIZE),
+        ({"existing": True, "ignore_existing": True}, file(size=2), file(), EXISTS),
+        ({"existing": True, "ignore_existing": True}, file(), None, MISSING),
+        # attributes
+        ({"mode_mask": 0o777}, file(mode=0o600), file(), SET),
+        ({"mode_mask": 0o777}, file(mode=0o4644), file(), SAME),
+        ({"mode_mask": ALL}, file(mode=0o4644), file(), SET),
+        ({"mode_mask": 0}, file(mode=0o600), file(), SAME),
+        ({"mode_mask": ALL}, file(mode=None), file(), SAME),
+        ({"mode_mask": ALL}, file(), file(mode=None), SAME),
+        ({"mode_mask": ALL, "comparison": "size"}, file(mode=0o600), file(mtime_ns=5), SET),
+        ({"mode_mask": ALL, "comparison": "newer"}, file(mode=0o600), file(mtime_ns=5), SET),
+        ({"mode_mask": ALL}, file(mode=0o600, mtime_ns=5), file(), COPY_TIME),
+        ({"owner": True}, file()._replace(owner=Owner(1, 2)), file(), SET),
+        ({"owner": False}, file()._replace(owner=Owner(1, 2)), file(), SAME),
+        ({"owner": True}, file(), file()._replace(owner=Owner(1, 2)), SAME),
+        # links
+        ({}, link(), None, "link f (new)"),
+        ({}, link(), link(), "skip f (same target)"),
+        ({}, link(), link()._replace(mtime_ns=5), "skip f (same target)"),
+        ({}, link(target="y"), link(), "link f (target differs)"),
+        ({}, link(), file(), "link f (was a file)"),
+        ({}, file(), link(), "copy f (was no regular file)"),
+        ({"links": False}, link(), None, "special"),
+        ({"links": False}, link(), link(), "special"),
+        ({"links": False}, link(), file(), "special"),
+        # special files
+        ({}, Entry("f", "special", None, 0, 0o644), None, "special"),
+        ({}, Entry("f", "special", None, 0, 0o644), file(), "special"),
+        ({}, file(), Entry("f", "special", None, 0, 0o644), "copy f (was no regular file)"),
+        # directories
+        ({}, directory("f"), None, "mkdir f/ (new)"),
+        ({}, directory("f", mode=0o700, mtime_ns=5), directory("f"), ""),
+        ({"directories": False}, directory("f"), None, ""),
+        ({"existing": True}, directory("f"), None, "skip f/ (does not exist there)"),
+        # one kind in another's place
+        ({}, directory("f"), file(), "conflict"),
+        ({}, directory("f"), link(), "conflict"),
+        ({}, file(), directory("f"), "conflict"),
+        ({}, link(), directory("f"), "conflict"),
+        ({"delete": True}, directory("f"), file(), "mkdir f/ (replaces a file)"),
+        ({"delete": True}, file(), directory("f"), "copy f (replaces a directory)"),
+        ({"delete": True}, link(), directory("f"), "link f (replaces a directory)"),
+    ],
+)  # fmt: skip
+def test_verdicts(rules: dict[str, Any], entry: Entry, old: Entry | None, expected: str) -> None:
+    assert verdict([entry], [old] if old else [], **rules) == expected
+
+
+@pytest.mark.parametrize(
+    ("rules", "entry", "old", "dressed"),
+    [
+        ({}, directory("d"), directory("d", mode=0o700), False),
+        ({"mode_mask": ALL}, directory("d"), directory("d", mode=0o700), True),
+        ({"mode_mask": ALL}, directory("d"), directory("d", mtime_ns=5), False),
+        ({"directory_times": True}, directory("d"), directory("d", mtime_ns=5), True),
+        ({"directory_times": True, "window_ns": 5}, directory("d"), directory("d", mtime_ns=5), False),
+        ({"directory_times": True}, directory("d"), directory("d"), False),
+        ({"owner": True}, directory("d")._replace(owner=Owner(1, 2)), directory("d"), True),
+        ({}, directory("d"), None, False),
+        ({"directory_times": True}, directory("d"), None, True),
+        # Made writable for us, a new directory gets the rest of its mode at the end.
+        ({}, directory("d", mode=0o555), None, True),
+        ({}, directory("d", mode=0), None, True),
+        ({}, directory("d")._replace(mode=None), None, False),
+    ],
+)  # fmt: skip
+def test_attributes_of_directories(
+    rules: dict[str, Any], entry: Entry, old: Entry | None, dressed: bool
+) -> None:
+    done = run_plan([entry], [old] if old else [], Rules(filter=Filter(), **rules))
+    assert [(action.step, action.path) for action in done.finish] == (
+        [("attributes", "d")] if dressed else []
+    )
+
+
+def test_counts() -> None:
+    """What is in scope is counted, whatever becomes of it; so is what needs nothing."""
+    ours = [directory("d"), file("d/a"), file("d/b", size=7), link("l"), file("skipped")]
+    theirs = [file("d/a", size=2), file("d/b", size=7), link("gone"), file("skipped")]
+    rules = Rules(filter=Filter([Rule(False, "skipped")]), delete=True)
+    pages = list(planned(plan(in_pages(ours, [2]), in_pages(theirs), rules)))
+    total = {
+        name: sum(getattr(page, name) for page in pages)
+        for name in ("scanned", "source_files", "skipped_files", "skipped_bytes", "specials")
+    }
+    assert total == {
+        "scanned": 4, "source_files": 2, "skipped_files": 1, "skipped_bytes": 7, "specials": 0,
+    }  # fmt: skip
+    # The gate's share counts alike what stands there and what would go: all but directories.
+    assert sum(page.destination_files for page in pages) == 3
+
+
+# -- listings that cannot be trusted -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        [file("b"), file("a")],
+        [file("a"), file("a")],
+        [directory("a"), file("a-b")],  # as the names alone would have it
+        [directory("a"), directory("a")],
+        [file("\udc80"), file("\u00e9"), file("a")],
+        [file("\u00e9"), file("\udc80")],  # as strings would have it
+        [file("a/b"), directory("a")],
+        [file("")],
+    ],
+)
+@pytest.mark.parametrize("delete", [True, False])
+def test_out_of_order(wrong: list[Entry], delete: bool) -> None:
+    """Either listing, wherever its pages end."""
+    rules = dataclasses.replace(FULL, delete=delete)
+    for cuts in ([], [1]):
+        for others in ([], [file("0")], [file("zz")]):
+            with pytest.raises(ListingError):
+                run_plan(wrong, others, rules, (cuts, []))
+            with pytest.raises(ListingError):
+                run_plan(others, wrong, rules, ([], cuts))
+
+
+@settings(max_examples=150)
+@given(trees=pairs(), data=st.data(), directory_times=st.booleans())
+def test_disorder_never_deletes(
+    trees: tuple[Tree, Tree], data: st.DataObject, directory_times: bool
+) -> None:
+    """However wrong both listings are, nothing is planned for deletion that the source has."""
+    ours, theirs = (
+        data.draw(st.permutations(listing(tree))) for tree in (trees[0], {**trees[1], **trees[0]})
+    )
+    rules = dataclasses.replace(FULL, directory_times=directory_times)
+    try:
+        done = run_plan(ours, theirs, rules)
+    except ListingError:
+        return
+    assert not {order(entry) for entry in ours}.intersection(map(order, done.deletes))
+
+
+def test_both_in_the_same_disorder() -> None:
+    """Equal entries, too, have to be in order: here "q" would be deleted, and the source has it."""
+    q, z, a = file("q"), file("z"), file("a")
+    with pytest.raises(ListingError):
+        run_plan([z, a, q], [q, z, a], FULL)
+
+
+def test_faults_and_failures_are_passed_on() -> None:
+    hidden = Fault("d", PermissionRefused("no"))
+    broken = ListingError("the server went away")
+
+    async def listing_with_a_fault() -> AsyncIterator[Page]:
+        yield Page([], [hidden])
+        yield Page([file("a")])
+        yield Page([], [hidden])
+
+    async def broken_listing() -> AsyncIterator[Page]:
+        yield Page([file("a")])
+        raise broken
+
+    for ours, theirs in (
+        (listing_with_a_fault(), in_pages([])),
+        (in_pages([]), listing_with_a_fault()),
+    ):
+        pages = list(planned(plan(ours, theirs, FULL)))
+        assert [fault for page in pages for fault in page.faults] == [hidden] * 2
+    for ours, theirs in (
+        (broken_listing(), in_pages([])),
+        (in_pages([]), broken_listing()),
+    ):
+        with pytest.raises(ListingError) as met:
+            list(planned(plan(ours, theirs, FULL)))
+        assert met.value is broken
+
+
+@given(st.lists(st.text(st.characters(codec=None), max_size=4), min_size=2, max_size=2))
+def test_before_is_the_order_of_bytes(names: list[str]) -> None:
+    try:
+        keys = [path_key(name) for name in names]
+    except UnicodeEncodeError:
+        return
+    assert before(*names) == (keys[0] < keys[1])
+
+
+# -- memory -------------------------------------------------------------------------------------------
+
+MANY = 12_000
+PAGE = 500
+
+
+def many(name: Callable[[int], str], kind: Kind = "file", size: int = 0) -> AsyncIterator[Page]:
+    """A listing of many entries, made as they are asked for."""
+
+    async def pages() -> AsyncIterator[Page]:
+        for start in range(0, MANY, PAGE):
+            yield Page(
+                [Entry(name(i), kind, size, start, 0o644) for i in range(start, start + PAGE)]
+            )
+
+    return pages()
+
+
+def plain(number: int) -> str:
+    return f"{number:09}"
+
+
+@pytest.mark.parametrize(
+    "sides",
+    [
+        pytest.param(lambda: (many(plain), many(plain)), id="equal"),
+        pytest.param(lambda: (many(plain), many(plain, size=1)), id="different"),
+        pytest.param(lambda: (many(plain), in_pages([])), id="new"),
+        pytest.param(lambda: (in_pages([]), many(plain)), id="gone"),
+        pytest.param(lambda: (in_pages([file("a")]), many(plain)), id="gone before a file"),
+        pytest.param(lambda: (many(plain, "dir"), many(plain, "dir")), id="directories"),
+        pytest.param(lambda: (many(plain, "dir"), in_pages([])), id="new directories"),
+        pytest.param(lambda: (many(plain), many(plain, "dir")), id="conflicts"),
+        pytest.param(lambda: (many(plain, "dir"), many(plain)), id="opposite conflicts"),
+        pytest.param(lambda: (many(lambda i: f"{i:09}a"), many(plain)), id="interleaved"),
+        pytest.param(
+            lambda: (many(lambda i: f"{i // 2:09}{'-' * (i % 2)}"), many(plain, "dir")),
+            id="waiting",
+        ),
+    ],
+)
+def test_memory_does_not_grow(
+    sides: Callable[[], tuple[AsyncIterator[Page], AsyncIterator[Page]]],
+) -> None:
+    """What the planner holds besides what it has handed out is some pages, whatever the trees are."""
+    pages = planned(plan(*sides(), FULL))
+    held: list[int] = []
+    tracemalloc.start()
+    try:
+        for _ in pages:
+            held.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert len(held) > 10
+    third = len(held) // 3
+    assert max(held[-third:]) < max(held[:third]) + 200_000
+
+
+# -- rule D -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gate", "doomed", "total", "allowed"),
+    [
+        # By default many *and* most.
+        (DeleteGate(), 0, 0, True),
+        (DeleteGate(), 100, 100, True),
+        (DeleteGate(), 101, 101, False),
+        (DeleteGate(), 101, 201, False),
+        (DeleteGate(), 101, 202, True),
+        (DeleteGate(), 10**6, 10**7, True),
+        # --max-delete N
+        (DeleteGate(files=0), 0, 10, True),
+        (DeleteGate(files=0), 1, 10**6, False),
+        (DeleteGate(files=5), 5, 5, True),
+        (DeleteGate(files=5), 6, 10**6, False),
+        (DeleteGate(files=10**6), 1000, 1000, True),
+        # --max-delete P%
+        (DeleteGate(percent=50), 1, 2, True),
+        (DeleteGate(percent=50), 2, 3, False),
+        (DeleteGate(percent=0), 0, 0, True),
+        (DeleteGate(percent=0), 1, 10**6, False),
+        (DeleteGate(percent=100), 10**6, 10**6, True),
+        (DeleteGate(percent=0.1), 1, 1000, True),
+        (DeleteGate(percent=0.1), 2, 1000, False),
+        # --allow-empty-source is about something else
+        (DeleteGate(allow_empty_source=True), 101, 101, False),
+    ],
+)
+def test_gate(gate: DeleteGate, doomed: int, total: int, allowed: bool) -> None:
+    reason = gate.refuses(doomed, total)
+    assert (reason is None) == allowed
+    if reason is not None:
+        assert f"{doomed} of {total} files" in reason
+        assert "--max-delete" in reason
+
+
+OPEN = DeleteGate(percent=100)
+
+
+def forbidden(
+    gate: DeleteGate = OPEN,
+    *,
+    doomed: int = 1,
+    total: int = 1,
+    entries: int = 1,
+    faults: Iterable[FastsyncError] = (),
+    copy_errors: Iterable[FastsyncError] = (),
+) -> FastsyncError | None:
+    return forbid_deletes(
+        gate,
+        doomed_files=doomed,
+        destination_files=total,
+        source_entries=entries,
+        faults=faults,
+        copy_errors=copy_errors,
+    )
+
+
+def test_deletes_are_allowed() -> None:
+    assert forbidden() is None
+    assert forbidden(DeleteGate(allow_empty_source=True), entries=0) is None
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionRefused("no"), Conflict("no"), Changed("no"), Vanished("no")]
+)
+def test_any_fault_forbids(error: FastsyncError) -> None:
+    """A fault of a scan hides something, whatever kind of error it is."""
+    refusal = forbidden(faults=[error])
+    assert isinstance(refusal, ListingError)
+    assert "not deleting" in str(refusal)
+    assert str(error) in str(refusal)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Conflict("no"),
+        PermissionRefused("no"),
+        Transient("no"),
+        IntegrityError("no"),
+        AccessRefused("no"),
+        DestinationFull("no"),
+    ],
+)
+def test_a_failed_copy_forbids(error: FastsyncError) -> None:
+    refusal = forbidden(copy_errors=[Vanished("gone"), error])
+    assert isinstance(refusal, SafetyStop)
+    assert str(error) in str(refusal)
+
+
+def test_what_is_gone_or_changing_hides_nothing() -> None:
+    assert forbidden(copy_errors=[Vanished("gone"), Changed("changing")]) is None
+
+
+def test_an_empty_source_forbids() -> None:
+    refusal = forbidden(entries=0)
+    assert isinstance(refusal, SafetyStop)
+    assert "empty" in str(refusal)
+    assert "--allow-empty-source" in str(refusal)
+
+
+def test_the_gate_forbids() -> None:
+    refusal = forbidden(DeleteGate(files=1), doomed=2, total=9)
+    assert isinstance(refusal, SafetyStop)
+    assert "2 of 9 files" in str(refusal)
+
+
+def test_faults_come_before_the_rest() -> None:
+    """One reason is told: the one that explains the others."""
+    refusal = forbidden(
+        DeleteGate(files=0), entries=0, faults=[Conflict("first")], copy_errors=[Conflict("second")]
+    )
+    assert isinstance(refusal, ListingError)
+    assert "first" in str(refusal)

@@ -23,9 +23,7 @@ def flat(pages: object) -> list[int]:
     return [item for page in pages for item in page]  # type: ignore[attr-defined]
 
 
-@given(
-    chunks=st.lists(st.lists(st.integers(), max_size=9), max_size=12), page=st.integers(1, 12)
-)
+@given(chunks=st.lists(st.lists(st.integers(), max_size=9), max_size=12), page=st.integers(1, 12))
 def test_what_went_in_comes_out(chunks: list[list[int]], page: int) -> None:
     everything = [item for chunk in chunks for item in chunk]
     with pytest.MonkeyPatch.context() as patch:

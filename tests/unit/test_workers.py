@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from fastsync.workers import WorkerPool
+from fastsync.workers import QUEUED, WorkerPool
 
 
 async def settle() -> None:
@@ -89,18 +89,18 @@ async def test_back_pressure() -> None:
 
     async def submit() -> None:
         nonlocal submitted
-        for number in range(100):
+        for number in range(3 * QUEUED):
             await pool.submit(jobs.new(number))
             submitted += 1
 
     task = asyncio.create_task(submit())
     await settle()
     assert jobs.now == 2
-    assert submitted < 10
+    assert submitted <= QUEUED + 2
     jobs.door.set()
     await task
     await pool.drain()
-    assert sorted(jobs.done) == list(range(100))
+    assert sorted(jobs.done) == list(range(3 * QUEUED))
     await pool.stop()
 
 
@@ -154,7 +154,7 @@ async def test_a_bug_wakes_who_submits() -> None:
     pool = WorkerPool(1)
 
     async def submit() -> None:
-        for _ in range(100):
+        for _ in range(3 * QUEUED):
             await pool.submit(broken)
 
     with pytest.raises(ZeroDivisionError):

@@ -1,0 +1,122 @@
+"""What is wrong is told in one line, with what was probably meant, before anything is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.conftest import Fastsync, Picture, Plant
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["cpy", "a", "b"], "there is no verb 'cpy'; did you mean cp?"),
+        (["frobnicate"], "there is no verb 'frobnicate'; there is cp, sync, ls"),
+        (["--verison"], "Did you mean '--version'?"),
+        (["cp", "a"], "missing argument"),
+        (["sync", "a"], "missing argument 'DST'"),
+        (["sync", "a", "b", "c"], "unexpected extra argument"),
+        (["cp", "--recursve", "a", "b"], "'--recursive'"),
+        (["sync", "--delet", "a", "b"], "'--delete'"),
+        (["sync", "--jobs", "a", "a", "b"], "'a' is not a whole number"),
+        (["cp", "-c", "12x", "a", "b"], "--chunk-size: '12x' is not a size"),
+        (["cp", "-c", "0", "a", "b"], "at least 4K"),
+        (["cp", "--max-size", "-3", "a", "b"], "--max-size: '-3' is not a size"),
+        (["cp", "--min-size", "2K", "--max-size", "1K", "a", "b"], "--min-size"),
+        (["cp", "--max-age", "yesterday", "a", "b"], "--max-age: 'yesterday' is not a time"),
+        (["cp", "-j", "many", "a", "b"], "--jobs: 'many' is not a whole number"),
+        (["cp", "-p", "0", "a", "b"], "--parallel: 0 is not a whole number, 1 or more"),
+        (["sync", "--max-delete", "200%", "a", "b"], "'200%' is not a limit"),
+        (["sync", "--checksum", "--size-only", "a", "b"], "exclude each other"),
+        (["cp", "--color", "alwys", "a", "b"], "did you mean always?"),
+        (["cp", "--profile", "wann", "a", "b"], "there is no profile 'wann', did you mean wan?"),
+        (["cp", "--include", "[", "a", "b"], "the pattern '[' has an unclosed [ at character 1"),
+        (["cp", "--exclude", "./x", "a", "b"], "can match nothing"),
+        (["cp", "", "b"], "an empty place"),
+        (["cp", "a", ""], "an empty place"),
+        (["cp", "flie:///a", "b"], "flie://: no protocol for this scheme"),
+        (["sync", "a", "s4://bucket/key"], "s4://: no protocol for this scheme"),
+        (["cp", "file://host/a", "b"], "file:///absolute/path"),
+        (["ls", "nope://x"], "nope://: no protocol for this scheme"),
+        (["cp", "--log-file", "no/such/log", "a", "b"], "no/such/log: the log cannot be written"),
+        (["cp", "--config", "no.toml", "a", "b"], "no.toml: cannot read the configuration"),
+        (["completion", "tcsh"], "tcsh"),
+    ],
+)
+def test_a_request_that_is_wrong(
+    fastsync: Fastsync,
+    plant: Plant,
+    picture: Callable[..., Picture],
+    tmp_path: Path,
+    arguments: list[str],
+    told: str,
+) -> None:
+    plant(tmp_path, {"a": "a"})
+    before = picture(tmp_path)
+    done = fastsync(*arguments)
+    assert done.code == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("fastsync: error: ")
+    assert done.stderr.count("\n") == 1
+    assert told in done.stderr
+    assert picture(tmp_path) == before
+
+
+def test_no_verb_is_helped(fastsync: Fastsync) -> None:
+    done = fastsync()
+    assert (done.code, done.stdout) == (2, "")
+    assert "Usage: fastsync" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[global]\nchunksize = 1\n", "line 2: [global] chunksize is not a setting, did you mean"),
+        ("[profile.x]\n", "profile"),
+        ("[profiles.x]\njobs = 'many'\n", "jobs"),
+        ("[global]\njobs = true\n", "jobs"),
+        ("[global\n", "line 1"),
+        ("[global]\nprofile = 'nope'\n", "nope"),
+    ],
+)
+def test_a_configuration_that_is_wrong(
+    fastsync: Fastsync, plant: Plant, tmp_path: Path, text: str, told: str
+) -> None:
+    config = tmp_path / "home/config/fastsync/config.toml"
+    plant(tmp_path, {"a": "a"})
+    config.parent.mkdir(parents=True)
+    config.write_text(text)
+    config.chmod(0o600)
+    done = fastsync("cp", "a", "b")
+    assert done.code == 2
+    assert done.stderr.startswith(f"fastsync: error: {config}: ")
+    assert done.stderr.count("\n") == 1
+    assert told in done.stderr
+    assert not (tmp_path / "b").exists()
+
+
+def test_an_environment_that_is_wrong(fastsync: Fastsync, plant: Plant, tmp_path: Path) -> None:
+    plant(tmp_path, {"a": "a"})
+    done = fastsync("cp", "a", "b", env={"FASTSYNC_JOBS": "many"})
+    assert (done.code, done.stderr.count("\n")) == (2, 1)
+    assert "FASTSYNC_JOBS: 'many' is not a whole number" in done.stderr
+    done = fastsync("cp", "a", "b", env={"FASTSYNC_JOB": "3"})
+    assert done.code == 0
+    assert "did you mean FASTSYNC_JOBS?" in done.stderr
+
+
+def test_hostile_text_is_escaped_in_errors(fastsync: Fastsync) -> None:
+    for arguments in (
+        ["cp", "\x1b[31mred\nline", "b"],
+        ["cp", "--profile", "\x1b]0;x\x07", "a", "b"],
+    ):
+        done = fastsync(*arguments)
+        assert done.code in (2, 3)
+        assert "\x1b" not in done.stderr
+        assert r"\x1b" in done.stderr
+        assert done.stderr.count("\n") == 1
