@@ -268,6 +268,7 @@ class Settings:
     )
     jobs: int = _setting(8, _whole(1), "files at once")
     chunk_size: int = _setting(16 * MIB, _CHUNK, "size of a part of a large file")
+    # The least holds a read (`backend.READ_BUFFER`) and a part that it fills.
     buffer_size: int = _setting(
         64 * MIB, _size(2 * MIB), "file data held in memory at once, never more", flag=None
     )

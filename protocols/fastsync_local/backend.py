@@ -19,7 +19,7 @@ class LocalBackend:
         """Nothing is opened yet: a destination may still have to be made. Raises UsageError."""
         if not location.path:
             raise UsageError("an empty path")
-        self._crew.allow(options.jobs)
+        self._crew.allow(options.jobs, options.streams)
         return LocalStore(self._crew, location, follow=options.follow_links)
 
     async def aclose(self) -> None:

@@ -17,10 +17,12 @@ import functools
 import itertools
 import os
 import stat
+import threading
 
 from fastsync.errors import FastsyncError
 from fastsync.names import safe_parts
 from fastsync_local.held import HeldDirectories, insist
+from fastsync_local.parallel import PARALLEL_FROM, copies_plainly, in_parallel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,8 +34,8 @@ if TYPE_CHECKING:
     # What went wrong: kind ("read", "write", "changed", "vanished", "name", "stopped"), errno, text.
     Problem: TypeAlias = tuple[str, int, str]
 
-# One buffer per lane; a file that fits is one read and one write. 128 KiB is where a larger buffer
-# stopped to help and read+write stopped to beat copy_file_range (benches/ladder.py).
+# One buffer per lane; a file that fits is one read and one write, which costs a microsecond more than
+# copy_file_range and notices a file that grew. A larger buffer gains next to nothing (benches/ladder.py).
 BUFFER: Final = 128 << 10
 # How much one call may move: cancellation and progress wait for it.
 STEP: Final = 32 << 20
@@ -162,7 +164,7 @@ class Ladder:
                 # These rungs move nothing in a call that fails; what earlier calls moved is redone.
                 self._refused.add((name, *devices))
         if position < stop:
-            self._by_buffer(source, target, position, stop)
+            self.copy_by_buffer(source, target, position, stop)
 
     def clone(self, source: int, target: int, devices: tuple[int, int]) -> bool:
         """Share all blocks of the source with an empty target, where the filesystem can."""
@@ -204,7 +206,8 @@ class Ladder:
             self._moved(done)
         return position
 
-    def _by_buffer(self, source: int, target: int, position: int, stop: int) -> None:
+    def copy_by_buffer(self, source: int, target: int, position: int, stop: int) -> None:
+        """The last rung: read and write. Raises as `copy` does."""
         if self._buffer is None:
             self._buffer = memoryview(bytearray(BUFFER))
         buffer = self._buffer
@@ -379,7 +382,7 @@ def set_owner(fd: int, owner: tuple[int, int]) -> None:
 
 
 class Copier:
-    """Copies batches of files between two held roots, one after the other, on one thread.
+    """Copies batches of files between two held roots, one after the other, a large one by `threads`.
 
     Owns both root descriptors. `stopped` is asked between files and between large steps; `moved` hears
     of bytes.
@@ -393,7 +396,9 @@ class Copier:
         *,
         stopped: Callable[[], bool],
         moved: Callable[[int], object],
+        threads: int = 1,
     ) -> None:
+        self._threads = threads
         self._sources = HeldDirectories(source_root, follow=rules.follow)
         self._targets = HeldDirectories(target_root)
         self._rules = rules
@@ -494,10 +499,36 @@ class Copier:
         if not self._rules.inplace and self._ladder.clone(source, target.fd, devices):
             self._moved(size)
             return
+        if self._is_for_threads(size, devices):
+            self._copy_by_threads(source, target.fd, size)
+            return
         if self._rules.inplace and self._rules.sparse:
             os.ftruncate(target.fd, 0)  # what is not written over must be a hole
         for start, stop in data_ranges(source, size, sparse=self._rules.sparse):
             self._ladder.copy(source, target.fd, start, stop, devices, alone=True)
+
+    def _is_for_threads(self, size: int, devices: tuple[int, int]) -> bool:
+        return (
+            self._threads > 1
+            and size >= PARALLEL_FROM
+            and not self._rules.sparse
+            and all(map(copies_plainly, devices))
+        )
+
+    def _copy_by_threads(self, source: int, target: int, size: int) -> None:
+        telling = threading.Lock()
+        own = threading.local()
+
+        def moved(count: int) -> None:
+            with telling:
+                self._moved(count)
+
+        def copy(start: int, stop: int) -> None:
+            if not hasattr(own, "ladder"):
+                own.ladder = Ladder(self._stopped, moved)
+            own.ladder.copy_by_buffer(source, target, start, stop)
+
+        in_parallel(size, self._threads, copy)
 
     def _source_directory(self, path: str) -> int:
         try:

@@ -14,6 +14,7 @@ from fastsync.backend import Progress
 from fastsync_local.copying import Copier, Rules
 from fastsync_local.held import Root
 from fastsync_local.lanes import Lane, LaneFailed, processors
+from fastsync_local.parallel import idle_processors
 
 if TYPE_CHECKING:
     from fastsync_local.copying import Job, Problem
@@ -38,10 +39,12 @@ class Crew:
         self._files_seen = 0
         self._walks = 0
         self._jobs = 1
+        self._streams = 1
 
-    def allow(self, jobs: int) -> None:
-        """So many files at once may be worked on."""
+    def allow(self, jobs: int, streams: int) -> None:
+        """So many files at once may be worked on, one by up to so many threads."""
         self._jobs = max(self._jobs, jobs)
+        self._streams = max(self._streams, streams)
 
     async def aclose(self) -> None:
         """End threads and helper processes, the files in hand finished or dropped."""
@@ -190,6 +193,7 @@ class Crew:
                 rules,
                 stopped=stop.is_set,
                 moved=moved,
+                threads=min(2, idle_processors(processors()), self._streams),
             )
             try:
                 return copier.run(jobs)

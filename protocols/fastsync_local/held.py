@@ -12,6 +12,7 @@ import os
 import stat
 import threading
 
+from fastsync.errors import NameRefused
 from fastsync.names import safe_parts
 
 TYPE_CHECKING = False
@@ -92,6 +93,7 @@ class HeldDirectories:
         self._names: list[str] = []
         self._fds: list[int | None] = []
         self._identities: list[tuple[int, int]] = []
+        self._chain = ""  # the names, as a path
         self._path = ""
         self._fd = root_fd
 
@@ -103,8 +105,7 @@ class HeldDirectories:
         """
         if path == self._path:
             return self._fd
-        names = safe_parts(path) if path else ()
-        self._go_up(names)
+        names = self._go_up(path)
         level = len(self._fds)
         while level and self._fds[level - 1] is None:
             level -= 1
@@ -120,6 +121,7 @@ class HeldDirectories:
                 self._names.append(names[index])
                 self._fds.append(fd)
                 self._identities.append(identity)
+                self._chain += f"/{names[index]}" if index else names[index]
             self._drop(index - MAX_HELD)
         self._path, self._fd = path, fd
         return fd
@@ -136,15 +138,20 @@ class HeldDirectories:
             pass  # another lane made it meanwhile
         return os.open(name, self._flags, dir_fd=parent)
 
-    def _go_up(self, names: tuple[str, ...]) -> None:
-        """Let go of what is not on the way to `names`, holding on to the last directory that is."""
-        common = 0
-        for ours, theirs in zip(self._names, names, strict=False):
-            if ours != theirs:
-                break
-            common += 1
+    def _go_up(self, path: str) -> list[str]:
+        """Let go of what is not on the way to `path`, holding on to the last directory that is; the
+        names on the whole way. Looks only at what is new of a path: it may be thousands of names long."""
+        above, common = self._chain, len(self._names)
+        while above and path != above and not path.startswith(above + "/"):
+            above = above.rpartition("/")[0]
+            common -= 1
+        rest = path[len(above) + 1 :] if above else path
+        try:
+            names = [*self._names[:common], *(safe_parts(rest) if path != above else ())]
+        except NameRefused as error:
+            raise NameRefused(error.message, where=path) from error
         # The state stays true if opening the rest fails: this is where the chain ends now.
-        self._path, self._fd = "\0", -1
+        self._path, self._fd, self._chain = "\0", -1, above
         while len(self._fds) > common:
             index = len(self._fds) - 1
             below = self._fds[index]
@@ -152,6 +159,7 @@ class HeldDirectories:
                 self._fds[index - 1] = parent_of(below, self._identities[index - 1])
             self._drop(index)
             del self._fds[index], self._names[index], self._identities[index]
+        return names
 
     def _drop(self, index: int) -> None:
         if index >= 0 and (fd := self._fds[index]) is not None:

@@ -61,6 +61,12 @@ def is_writing(place: Path) -> bool:
     return any(size > 4 << 20 for size in sizes)
 
 
+def skip_if_done(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is not None:
+        assert process.communicate() == (b"", b"")
+        pytest.skip("this filesystem shares blocks: there is no middle")
+
+
 def helpers(process: subprocess.Popen[bytes]) -> set[int]:
     """The processes that a process has started."""
     found: set[int] = set()
@@ -98,8 +104,7 @@ def test_in_the_middle_of_a_large_file(
 ) -> None:
     process = started("sync", "src", "dest")
     eventually(lambda: is_writing(large / "dest") or process.poll() is not None)
-    if process.poll() is not None:
-        pytest.skip("this filesystem shares blocks: there is no middle")
+    skip_if_done(process)
     children = helpers(process)
     begun = time.monotonic()
     process.send_signal(number)
@@ -126,8 +131,7 @@ def test_in_other_ways_of_copying(
     # The small file is copied beside the large one.
     eventually(lambda: (large / "dest/small").exists() or process.poll() is not None)
     time.sleep(0.2)
-    if process.poll() is not None:
-        pytest.skip("this filesystem shares blocks: there is no middle")
+    skip_if_done(process)
     process.terminate()
     assert process.wait(timeout=5) == 143
     assert debris(large) == []
@@ -204,8 +208,7 @@ def test_at_any_moment(
 def test_a_second_signal_ends_it_at_once(started: Start, eventually: Wait, large: Path) -> None:
     process = started("sync", "src", "dest")
     eventually(lambda: is_writing(large / "dest") or process.poll() is not None)
-    if process.poll() is not None:
-        pytest.skip("this filesystem shares blocks: there is no middle")
+    skip_if_done(process)
     process.send_signal(signal.SIGSTOP)  # so that both arrive in the same moment
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGTERM)
@@ -225,8 +228,7 @@ def test_a_signal_that_is_ignored_stays_ignored(
         "sync", "src", "dest", under=["sh", "-c", f'trap "" {ignored}; exec "$@"', "sh"]
     )
     eventually(lambda: is_writing(large / "dest") or process.poll() is not None)
-    if process.poll() is not None:
-        pytest.skip("this filesystem shares blocks: there is no middle")
+    skip_if_done(process)
     process.send_signal(getattr(signal, f"SIG{ignored}"))
     time.sleep(0.3)
     assert process.poll() is None
