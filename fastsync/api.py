@@ -245,9 +245,9 @@ async def _standing(store: Source) -> Entry | None:
         raise _in_the_way(store.location) from error
 
 
-def _in_the_way(location: Location) -> UsageError:
+def _in_the_way(location: Location, what: str = "a file") -> UsageError:
     return UsageError(
-        "a file stands where the directory should go",
+        f"{what} stands where the directory should go",
         where=str(location),
         hint="name another destination, or move the file away",
     )
@@ -278,11 +278,29 @@ def _refuse_overlap(source: Source, sink: Source) -> None:
         raise UsageError(f"the {inner} is inside the {outer}", where=str(sink.location))
 
 
-def _refuse_same(source: Source, sink: Source, name: str, to: str) -> None:
+async def _check_file(source: Source, sink: Sink, name: str, to: str) -> Entry | None:
+    """What stands where a file should go. Raises UsageError if it cannot go there."""
+    where = str(sink.location.child(to))
     if (source.address().rstrip("/"), name) == (sink.address().rstrip("/"), to):
+        raise UsageError("source and destination are the same file", where=where)
+    try:
+        standing = await sink.stat(to)
+    except NotFound:
+        return None
+    except Conflict as error:
+        raise _in_the_way(sink.location) from error
+    leads_to = standing.kind
+    if standing.kind == "link":
+        with contextlib.suppress(FastsyncError):
+            leads_to = (await sink.stat(to, follow=True)).kind
+    if leads_to == "special":
+        # Somebody means /dev/null, /dev/stdout or a disk; a file in its place would help nobody.
         raise UsageError(
-            "source and destination are the same file", where=str(sink.location.child(to))
+            "a device, a pipe or a socket stands there",
+            where=where,
+            hint="name another destination, or remove it first",
         )
+    return standing
 
 
 async def _check_tree(source: Source, sink: Source) -> Entry | None:
@@ -335,21 +353,24 @@ async def _or_fault(pages: AsyncIterator[Page]) -> AsyncIterator[Page]:
         yield Page([], [Fault("", error)])
 
 
-async def _files(
-    request: Request, source: Source, sink: Sink, entries: list[Entry], name: str | None = None
+def _files(
+    request: Request,
+    source: Source,
+    sink: Sink,
+    pairs: Sequence[tuple[Entry, Entry | None]],
+    name: str | None = None,
 ) -> Work:
-    """Files of one directory, which the user named, into another; a single one may get another `name`."""
+    """Files of one directory, which the user named, each with what stands in its place; a single one
+    may get another `name`."""
     chosen = request.filter()
     rules = _rules(request, chosen, source, sink)
     rules = dataclasses.replace(rules, delete=False, conflict_hint=None)
+    entries = [entry for entry, _ in pairs]
     if not request.settings.owner:
         entries = [entry._replace(owner=None) for entry in entries]
-    entries = sorted(entries, key=lambda entry: path_key(entry.path))
-    standing: list[Entry] = []
-    for entry in entries:
-        with contextlib.suppress(NotFound):
-            standing.append((await sink.stat(name or entry.path))._replace(path=entry.path))
-    standing.sort(key=lambda entry: path_key(entry.path + "/" * (entry.kind == "dir")))
+    standing = [old._replace(path=entry.path) for entry, old in pairs if old is not None]
+    for listing in (entries, standing):
+        listing.sort(key=lambda entry: path_key(entry.path + "/" * (entry.kind == "dir")))
     return Work(
         source,
         sink,
@@ -365,9 +386,9 @@ async def _file(session: Session, request: Request, store: Source, target: Locat
     name, to = store.location.name, target.name
     source = await session.open(store.location.parent(), follow=True)
     sink = await session.open_sink(target.parent())
-    _refuse_same(source, sink, name, to)
-    entry = await store.stat("", follow=True)
-    return await _files(request, source, sink, [entry._replace(path=name)], to)
+    standing = await _check_file(source, sink, name, to)
+    entry = (await store.stat("", follow=True))._replace(path=name)
+    return _files(request, source, sink, [(entry, standing)], to)
 
 
 async def _one_page(entries: list[Entry]) -> AsyncGenerator[Page, None]:
@@ -446,11 +467,11 @@ async def run_cp(sources: Sequence[Place], destination: Place, request: Request)
 
 @dataclass(slots=True)
 class _Part:
-    """A directory, or files of one directory (as `entries`), on the way to `place`."""
+    """A directory, or files of one directory with what stands in their places, on the way to a sink."""
 
     source: Source
-    place: Location
-    entries: list[Entry] | None = None
+    sink: Sink
+    files: list[tuple[Entry, Entry | None]] | None = None
 
 
 class _Works:
@@ -462,7 +483,7 @@ class _Works:
         self._target = target
         self._into = False
         self._parts: list[_Part] = []
-        # Files that the user named travel together, as long as their order does not matter.
+        # Files that the user named travel together, as long as no directory is merged with them.
         self._files: dict[Location, _Part] = {}
         self._claims: dict[str, tuple[str, bool]] = {}
         self._merges = False
@@ -491,30 +512,33 @@ class _Works:
         if not settings.recursive:
             raise UsageError("it is a directory", where=str(location), hint="-R copies directories")
         sink = await session.open_sink(place)
+        if self._into and place != self._target:
+            above = await session.open_sink(self._target)
+            with contextlib.suppress(NotFound, Conflict):
+                if (await above.stat(place.name)).kind == "link":
+                    raise _in_the_way(place, "a link")
         await _check_tree(store, sink)
         if place == self._target:
             self._merges = True
             self._files.clear()
         elif not self._claim(store, place, is_directory=True):
             return
-        self._parts.append(_Part(store, place))
+        self._parts.append(_Part(store, sink))
         self.comparison = self.comparison or _comparison(settings, store, sink)
 
     async def _add_file(self, store: Source, named: Entry, place: Location) -> None:
-        session, parent = self._session, store.location.parent()
+        session, parent, name = self._session, store.location.parent(), store.location.name
         if not self._claim(store, place, is_directory=False):
             return
         if (part := self._files.get(parent)) is None:
             source = await session.open(parent, follow=True)
-            part = self._files[parent] = _Part(source, place.parent(), [])
+            sink = await session.open_sink(place.parent())
+            part = self._files[parent] = _Part(source, sink, [])
             self._parts.append(part)
-        sink = await session.open_sink(part.place)
-        if (at := await _standing(sink)) is not None and at.kind != "dir":
-            raise _in_the_way(part.place)
-        _refuse_same(part.source, sink, store.location.name, place.name)
-        assert part.entries is not None
-        part.entries.append(named._replace(path=store.location.name))
-        self.comparison = self.comparison or _comparison(self._request.settings, store, sink)
+            self.comparison = self.comparison or _comparison(self._request.settings, source, sink)
+        standing = await _check_file(part.source, part.sink, name, place.name)
+        assert part.files is not None
+        part.files.append((named._replace(path=name), standing))
 
     def _claim(self, store: Source, place: Location, *, is_directory: bool) -> bool:
         """False for a source that was named before. Directories of one name are merged, files of one
@@ -533,14 +557,12 @@ class _Works:
     async def made(self) -> AsyncIterator[Work]:
         """The works, each made when the one before it is planned."""
         for index, part in enumerate(self._parts):
-            if part.entries is None:
-                work = await _tree(
-                    self._session, self._request, part.source, part.place, is_sync=False
-                )
+            if part.files is None:
+                place = part.sink.location
+                work = await _tree(self._session, self._request, part.source, place, is_sync=False)
             else:
-                sink = await self._session.open_sink(part.place)
                 name = None if self._into else self._target.name
-                work = await _files(self._request, part.source, sink, part.entries, name)
+                work = _files(self._request, part.source, part.sink, part.files, name)
             work.last = self._merges and index > 0
             yield work
 

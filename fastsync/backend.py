@@ -20,6 +20,7 @@ The promises, each stated as a test in `fastsync.testing`:
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import (
@@ -389,6 +390,21 @@ class Backend(Protocol):
     async def aclose(self) -> None:
         """Release connections and helper processes. Idempotent."""
         ...
+
+
+_Item = TypeVar("_Item")
+
+
+@contextlib.asynccontextmanager
+async def closing(items: AsyncIterator[_Item]) -> AsyncIterator[AsyncIterator[_Item]]:
+    """A listing or a read that lets go of what it holds at the end of the block, not when somebody
+    collects garbage. Generators have aclose; other iterators need nothing."""
+    try:
+        yield items
+    finally:
+        aclose = getattr(items, "aclose", None)
+        if aclose is not None:
+            await aclose()
 
 
 _Ability = TypeVar("_Ability")

@@ -50,7 +50,7 @@ from fastsync.plan import Action, DeleteGate, PlanPage, Step, forbid_deletes
 from fastsync.spool import Spool
 from fastsync.tally import Summary, Tally
 from fastsync.transfer import Lanes, transfer
-from fastsync.workers import WorkerPool
+from fastsync.workers import WorkerPool, run_all
 
 # Files that the sink copies by itself travel in batches of so many files or bytes.
 BATCH_FILES: Final = 256
@@ -377,7 +377,7 @@ class Engine:
                 return
             duration = time.monotonic() - started if alone else 0.0
             again: list[Action] = []
-            delay = 0.0
+            delay: float | None = None  # of a retry, which may be allowed at once
             for action, error in zip(waiting, answers, strict=True):
                 if error is None:
                     self._done(run, action, duration)
@@ -387,11 +387,11 @@ class Engine:
                         again.append(fresh)
                 elif error.transient and attempt < self._budgets.retries:
                     again.append(action)
-                    delay = max(delay, backoff(attempt, error))
+                    delay = max(delay or 0.0, backoff(attempt, error))
                 else:
                     self._failed(run, action, error)
             waiting = again
-            if delay:
+            if delay is not None:
                 attempt += 1
                 self._tally.totals.retries += 1
                 await asyncio.sleep(delay)
@@ -465,11 +465,15 @@ class Engine:
         if offers(source, Hashes) and offers(sink, Hashes):
             algorithm = next((one for one in source.algorithms if one in sink.algorithms), None)
             if algorithm is not None:
+                digests: set[str] = set()
+
+                async def add(store: Hashes, entry: Entry) -> None:
+                    digests.add(await store.digest(entry, algorithm))
+
+                sides: list[tuple[Hashes, Entry]] = [(source, action.entry), (sink, action.old)]
                 async with self._lanes.streams.spend(1), self._lanes.memory.spend(2 * READ_BUFFER):
-                    ours, theirs = await asyncio.gather(
-                        source.digest(action.entry, algorithm), sink.digest(action.old, algorithm)
-                    )
-                return ours == theirs
+                    await run_all(2, (add(*side) for side in sides))
+                return len(digests) == 1
         raise Unsupported(
             "--checksum: the two stores have no digest in common",
             hint="compare by time, or --size-only",

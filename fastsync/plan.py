@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple, TypeAlias
 
-from fastsync.backend import Entry, Fault, Kind, Page
+from fastsync.backend import Entry, Fault, Kind, Page, closing
 from fastsync.errors import Conflict, FastsyncError, ListingError, SafetyStop
 from fastsync.filters import Filter
 
@@ -164,24 +164,25 @@ async def plan(
 ) -> AsyncIterator[PlanPage]:
     """Merge two listings into actions. Raises ListingError when a listing is not in order, and whatever
     the listings raise."""
-    planner = _Planner(rules)
-    select = None if rules.filter.is_empty else rules.filter
-    ours = _Side(source, select)
-    # The destination is not filtered: what is there counts for its counterpart, whatever its size or
-    # age. Filters only keep it from being deleted.
-    theirs = _Side(destination, select if rules.delete and not rules.delete_excluded else None)
-    while True:
-        page = planner.page
-        if ours.index >= len(ours.entries):
-            await ours.fill(page, is_source=True)
-        if theirs.index >= len(theirs.entries):
-            await theirs.fill(page, is_source=False)
-        if ours.done and theirs.done:
-            break
-        planner.merge(ours, theirs)
+    async with closing(source), closing(destination):
+        planner = _Planner(rules)
+        select = None if rules.filter.is_empty else rules.filter
+        ours = _Side(source, select)
+        # The destination is not filtered: what is there counts for its counterpart, whatever its size or
+        # age. Filters only keep it from being deleted.
+        theirs = _Side(destination, select if rules.delete and not rules.delete_excluded else None)
+        while True:
+            page = planner.page
+            if ours.index >= len(ours.entries):
+                await ours.fill(page, is_source=True)
+            if theirs.index >= len(theirs.entries):
+                await theirs.fill(page, is_source=False)
+            if ours.done and theirs.done:
+                break
+            planner.merge(ours, theirs)
+            yield planner.turn()
+        planner.release(None)
         yield planner.turn()
-    planner.release(None)
-    yield planner.turn()
 
 
 def _past_equal(a: list[Entry], i: int, b: list[Entry], j: int) -> tuple[int, int]:

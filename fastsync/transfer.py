@@ -13,10 +13,9 @@ Parts move without passing through Python objects where one end is a local file 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from fastsync.backend import (
     READ_BUFFER,
@@ -33,10 +32,12 @@ from fastsync.backend import (
     Upload,
     WriteOptions,
     WritesFromFile,
+    closing,
     offers,
 )
 from fastsync.budget import Budget
-from fastsync.errors import Changed, FastsyncError, IntegrityError, Unsupported
+from fastsync.errors import Changed, IntegrityError, Unsupported
+from fastsync.workers import run_all
 
 Route: TypeAlias = Literal["within", "whole", "parts", "stream"]
 
@@ -120,7 +121,7 @@ async def _stream(
     position = 0
     async with lanes.streams.spend(1), lanes.memory.spend(part_size + READ_BUFFER):
         part = bytearray()
-        async with contextlib.aclosing(_closable(source.read(entry, 0, None))) as buffers:
+        async with closing(source.read(entry, 0, None)) as buffers:
             async for buffer in buffers:
                 rest = memoryview(buffer)
                 while rest:
@@ -170,7 +171,7 @@ async def _parts(
         if len(ranges) == 1:
             await move(*ranges[0])
         elif ranges:
-            await _all(lanes.streams.limit, (move(*one) for one in ranges))
+            await run_all(lanes.streams.limit, (move(*one) for one in ranges))
         if file is not None:
             file.verify()
     finally:
@@ -191,7 +192,7 @@ async def _move_in_memory(
     async with lanes.streams.spend(1), lanes.memory.spend(length + min(length, READ_BUFFER)):
         part = bytearray(length)
         filled = 0
-        async with contextlib.aclosing(_closable(source.read(entry, start, stop))) as buffers:
+        async with closing(source.read(entry, start, stop)) as buffers:
             async for buffer in buffers:
                 end = filled + len(buffer)
                 if end > length:
@@ -204,41 +205,3 @@ async def _move_in_memory(
             )
         await upload.write(start, part)
     progress(length)
-
-
-def _closable(iterator: Any) -> Any:
-    """Async generators have aclose; other iterators need nothing."""
-    if not hasattr(iterator, "aclose"):
-
-        async def nothing() -> None:
-            return
-
-        iterator.aclose = nothing
-    return iterator
-
-
-async def _all(width: int, work: Iterator[Coroutine[Any, Any, None]]) -> None:
-    """Run everything, at most `width` at once; the first error cancels the rest and is raised alone.
-
-    No task group: until Python 3.13 one forgets a cancellation that comes together with an error.
-    """
-
-    async def worker() -> None:
-        for one in work:
-            await one
-
-    workers = [asyncio.create_task(worker()) for _ in range(width)]
-    try:
-        await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
-    finally:
-        for task in workers:
-            task.cancel()
-        ends = await asyncio.gather(*workers, return_exceptions=True)
-    errors = [end for end in ends if isinstance(end, Exception)]
-    if errors:
-        raise min(errors, key=_concern)
-
-
-def _concern(error: Exception) -> int:
-    """What matters most comes first: an error of ours that is not worth another try."""
-    return int(error.transient) if isinstance(error, FastsyncError) else 2

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from typing import Any, Final
+
+from fastsync.errors import FastsyncError
 
 QUEUED: Final = 64
 
@@ -67,3 +69,30 @@ class WorkerPool:
     def _raise_bug(self) -> None:
         if self._bug is not None:
             raise self._bug
+
+
+async def run_all(width: int, work: Iterator[Coroutine[Any, Any, None]]) -> None:
+    """Run everything, at most `width` at once; the first error cancels the rest and is raised alone.
+
+    No task group: until Python 3.13 one forgets a cancellation that comes together with an error.
+    """
+
+    async def worker() -> None:
+        for one in work:
+            await one
+
+    workers = [asyncio.create_task(worker()) for _ in range(width)]
+    try:
+        await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
+    finally:
+        for task in workers:
+            task.cancel()
+        ends = await asyncio.gather(*workers, return_exceptions=True)
+    errors = [end for end in ends if isinstance(end, Exception)]
+    if errors:
+        raise min(errors, key=_concern)
+
+
+def _concern(error: Exception) -> int:
+    """What matters most comes first: an error of ours that is not worth another try."""
+    return int(error.transient) if isinstance(error, FastsyncError) else 2

@@ -297,6 +297,48 @@ def test_a_source_that_cannot_be_read(
     (tmp_path / "locked").chmod(0o700)
 
 
+def test_a_device_or_a_pipe_where_the_file_should_go(
+    fastsync: Fastsync, plant: Plant, tmp_path: Path
+) -> None:
+    """A file in the place of /dev/null or /dev/stdout would be the end of a good day."""
+    plant(tmp_path, {"a": "a", "b": "b", "link": Path("pipe"), "dest/": ""})
+    pipes = [tmp_path / "pipe", tmp_path / "dest/b"]
+    for pipe in pipes:
+        os.mkfifo(pipe)
+    for arguments in (("a", "pipe"), ("a", "link"), ("a", "b", "dest"), ("a", "dest/b")):
+        done = fastsync("cp", *arguments)
+        assert (done.code, done.stderr.count("\n")) == (2, 1)
+        assert "a device, a pipe or a socket stands there" in done.stderr
+    assert fastsync("sync", "a", "pipe").code == 2
+    assert fastsync("cp", "--inplace", "a", "pipe").code == 2
+    assert all(stat.S_ISFIFO(pipe.lstat().st_mode) for pipe in pipes)
+    assert (tmp_path / "link").is_symlink()
+    assert os.listdir(tmp_path / "dest") == ["b"]
+
+
+@needs_root
+def test_a_device_is_not_replaced(fastsync: Fastsync, plant: Plant, tmp_path: Path) -> None:
+    plant(tmp_path, {"a": "a", "dev/stdout": Path("null")})
+    os.mknod(tmp_path / "dev/null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    for target in ("dev/null", "dev/stdout"):
+        assert fastsync("cp", "a", target).code == 2
+    assert stat.S_ISCHR((tmp_path / "dev/null").lstat().st_mode)
+    assert os.readlink(tmp_path / "dev/stdout") == "null"
+
+
+def test_a_link_where_the_directory_should_go(
+    fastsync: Fastsync, plant: Plant, tmp_path: Path
+) -> None:
+    """A link that the user names is entered, one that only happens to stand there is not."""
+    plant(tmp_path, {"dir/a": "new", "outside/a": "old", "there/dir": Path("../outside")})
+    done = fastsync("cp", "-R", "dir", "there")
+    assert (done.code, done.stderr.count("\n")) == (2, 1)
+    assert "there/dir: a link stands where the directory should go" in done.stderr
+    assert (tmp_path / "outside/a").read_text() == "old"
+    assert fastsync("cp", "-R", "dir/", "there/dir").code == 0
+    assert (tmp_path / "outside/a").read_text() == "new"
+
+
 # -- links -------------------------------------------------------------------------------------------
 
 LINKED: Spec = {
@@ -558,11 +600,13 @@ def test_otherwise_other_names_of_a_file_are_left_alone(
 def test_in_place_does_not_write_into_a_pipe_or_through_a_link(
     fastsync: Fastsync, plant: Plant, tmp_path: Path
 ) -> None:
-    plant(tmp_path, {"a": "new", "precious": "old", "dest/link": Path("../precious")})
+    plant(tmp_path, {"src/pipe": "new", "src/link": "new", "dest/link": Path("../precious")})
+    (tmp_path / "precious").write_text("old")
     os.mkfifo(tmp_path / "dest/pipe")
-    assert fastsync("cp", "--inplace", "a", "dest/link").code == 1
-    assert fastsync("cp", "--inplace", "a", "dest/pipe").code == 1
+    done = fastsync("cp", "-R", "--inplace", "src/", "dest")
+    assert (done.code, done.stderr.count("\n")) == (1, 2)
     assert (tmp_path / "precious").read_text() == "old"
+    assert stat.S_ISFIFO((tmp_path / "dest/pipe").lstat().st_mode)
 
 
 def test_durable(

@@ -379,9 +379,11 @@ class Terminal:
         """Press Ctrl-C."""
         subprocess.run([*self._tmux, "send-keys", "C-c"], check=True)
 
-    def screen(self, *, colors: bool = False) -> str:
-        """What can be seen, with ``colors`` as escapes."""
-        capture = ["capture-pane", "-p", *(["-e"] if colors else [])]
+    def screen(self, *, colors: bool = False, history: bool = False) -> str:
+        """What can be seen, with ``colors`` as escapes, with ``history`` what could be before, too."""
+        capture = ["capture-pane", "-pJ", *(["-e"] if colors else [])]
+        if history:
+            capture += ["-S", "-"]
         done = subprocess.run([*self._tmux, *capture], capture_output=True, text=True, check=True)
         return done.stdout
 
@@ -452,6 +454,36 @@ def test_progress_on_a_terminal(
     percents = [int(found[1]) for screen in shown if (found := re.match(r" *(\d+)%", screen))]
     assert percents == sorted(percents)
     assert not re.search(r"scanning", "".join(screen for screen in shown if "%" in screen))
+
+
+def test_lines_and_a_display_share_a_terminal(
+    fastsync: Fastsync,
+    plant: Plant,
+    terminal: Callable[[int], Terminal],
+    remove_at_end: Callable[[Path], Path],
+    tmp_path: Path,
+) -> None:
+    names = [f"d/{index:04}" for index in range(900)]
+    src = plant(tmp_path / "src", dict.fromkeys(names, "x"))
+    for name in ("a-large", "z-large"):
+        with open(src / name, "wb") as large:
+            large.truncate(256 << 20)
+    window = terminal(200)
+    to = remove_at_end(tmp_path / "to")
+    # The results go to the terminal, too.
+    window.run(fastsync.command("cp", "-Rv", "--summarize", src, to), fastsync.environ)
+    watch(window)
+    lines = window.screen(history=True).rstrip("\n").split("\n")
+    told = [line for line in lines if line.startswith("copied ")]
+    assert sorted(told) == sorted(
+        [f"copied {to}/{name} (1 B)" for name in names]
+        + [f"copied {to}/{name}-large (256 MiB)" for name in "az"]
+    )
+    rest = [line for line in lines if line not in told]
+    assert rest[0] == f"made {to}/d"
+    assert rest[1].startswith("902 files copied, 512 MiB in ")
+    assert SUMMARY.fullmatch("\n".join([*rest[2:-1], ""]))
+    assert rest[-1] == "ended with 0"
 
 
 @pytest.mark.parametrize(
