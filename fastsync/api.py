@@ -260,6 +260,8 @@ async def _named(store: Source) -> Entry:
         entry = await store.stat("", follow=True)
     except (NotFound, Conflict) as error:
         raise ListingError("no such file or directory", where=where) from error
+    if entry.kind != "dir" and store.location.is_directory_like:
+        raise ListingError("it is not a directory", where=where, hint="leave out the slash")
     if entry.kind == "special":
         raise Unsupported(
             "it is a device, a pipe or a socket, and those are not copied", where=where
@@ -330,7 +332,9 @@ async def _tree(
     is_new = standing is None and isinstance(sink, KeepsDirectories)
     if is_new and isinstance(sink, KeepsDirectories) and not settings.dry_run:
         # So that an empty source, too, gives what was asked for.
-        await sink.make_directories([root], _write_options(settings))
+        for error in await sink.make_directories([root], _write_options(settings)):
+            if error is not None:
+                raise error
     return Work(
         source,
         sink,

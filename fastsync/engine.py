@@ -30,6 +30,7 @@ from fastsync.backend import (
     Sink,
     Source,
     WriteOptions,
+    closing,
     offers,
 )
 from fastsync.budget import Budget
@@ -40,12 +41,12 @@ from fastsync.errors import (
     DestinationFull,
     FastsyncError,
     NotFound,
-    Transient,
     Unsupported,
     Vanished,
 )
 from fastsync.events import Observer, Operation
 from fastsync.location import Location
+from fastsync.patience import Call, backoff, patiently
 from fastsync.plan import Action, DeleteGate, PlanPage, Step, forbid_deletes
 from fastsync.spool import Spool
 from fastsync.tally import Summary, Tally
@@ -57,8 +58,6 @@ BATCH_FILES: Final = 256
 BATCH_BYTES: Final = 16 << 20
 # A file of this size has a batch of its own.
 ALONE_FROM: Final = 8 << 20
-FIRST_BACKOFF_S: Final = 0.1
-LONGEST_BACKOFF_S: Final = 30.0
 TICK_S: Final = 0.125
 
 
@@ -99,6 +98,9 @@ class Work:
     def target(self, path: str) -> str:
         """The path at the destination of a source's path."""
         return self.rename(path) if self.rename is not None else path
+
+    def jobs(self, actions: Sequence[Action]) -> list[CopyJob]:
+        return [CopyJob(action.entry, self.target(action.path)) for action in actions]
 
     def places(self, action: Action) -> tuple[Location, Location]:
         """Where an action reads and writes."""
@@ -186,10 +188,11 @@ class Engine:
             for run in runs:
                 await self._finish(run)
         finally:
-            ticker.cancel()
-            await self._pool.stop()
             for run in runs:
                 run.close()
+            ticker.cancel()
+            await self._pool.stop()
+            await asyncio.wait([ticker])
         if self._fatal is not None:
             self._tally.note(f"stopped early: {self._fatal}")
         self._tally.tell()
@@ -205,26 +208,27 @@ class Engine:
     async def _plan(self, run: _Run) -> None:
         work, totals = run.work, self._tally.totals
         batch = _Batch()
-        async for page in work.pages:
-            if self._fatal is not None:
-                break
-            totals.scanned += page.scanned
-            totals.files_skipped += page.skipped_files
-            totals.bytes_skipped += page.skipped_bytes
-            totals.specials_skipped += page.specials
-            run.source_entries += page.scanned
-            run.destination_files += page.destination_files
-            run.doomed_files += sum(1 for entry in page.deletes if entry.kind != "dir")
-            for fault in page.faults:
-                run.faults.append(fault.error)
-                place = work.source.location.child(fault.path)
-                self._tally.failed("scan", fault.path, place, None, fault.error)
-            for action in page.skips:
-                self._tally.skipped(action.path, *work.places(action), action.reason)
-            run.deletes.extend(page.deletes)
-            run.later.extend(page.later)
-            run.finish.extend(page.finish)
-            await self._start(run, page.now, batch)
+        async with closing(work.pages) as pages:
+            async for page in pages:
+                if self._fatal is not None:
+                    break
+                totals.scanned += page.scanned
+                totals.files_skipped += page.skipped_files
+                totals.bytes_skipped += page.skipped_bytes
+                totals.specials_skipped += page.specials
+                run.source_entries += page.scanned
+                run.destination_files += page.destination_files
+                run.doomed_files += sum(1 for entry in page.deletes if entry.kind != "dir")
+                for fault in page.faults:
+                    run.faults.append(fault.error)
+                    place = work.source.location.child(fault.path)
+                    self._tally.failed("scan", fault.path, place, None, fault.error)
+                for action in page.skips:
+                    self._tally.skipped(action.path, *work.places(action), action.reason)
+                run.deletes.extend(page.deletes)
+                run.later.extend(page.later)
+                run.finish.extend(page.finish)
+                await self._start(run, page.now, batch)
         await self._flush(run, batch)
 
     async def _start(self, run: _Run, actions: Sequence[Action], batch: _Batch) -> None:
@@ -257,7 +261,7 @@ class Engine:
 
     async def _delete(self, run: _Run) -> None:
         work = run.work
-        if work.gate is None or not run.deletes:
+        if work.gate is None or not (run.deletes or self._fatal):
             return
         forbidden = self._fatal or forbid_deletes(
             work.gate,
@@ -269,7 +273,7 @@ class Engine:
         )
         if forbidden is not None:
             # What an item's failure has said already is not said twice by the exit code.
-            said = self._fatal is not None or bool(run.faults) or bool(run.copy_errors)
+            said = self._fatal or run.faults or any(e.exit_code != 8 for e in run.copy_errors)
             self._tally.keep(forbidden, is_stop=not said)
             run.keeps_everything = True
             return
@@ -280,21 +284,28 @@ class Engine:
 
     async def _delete_some(self, run: _Run, entries: Sequence[Entry]) -> None:
         sink = run.work.sink
-        answers: Sequence[FastsyncError | None] = [None] * len(entries)
-        if not self._dry_run:
-            answers = await sink.delete(entries)
-        for entry, error in zip(entries, answers, strict=True):
-            place = sink.location.child(entry.path)
-            is_directory = entry.kind == "dir"
-            if error is None:
-                if is_directory:
+
+        def done(gone: Sequence[Entry]) -> None:
+            for entry in gone:
+                place = sink.location.child(entry.path)
+                if entry.kind == "dir":
                     self._tally.removed_directory(entry.path, place)
                 else:
                     self._tally.done(
                         "delete", entry.path, (None, place), entry.size, "not in the source"
                     )
-            elif not (is_directory and run.work.protects and isinstance(error, Conflict)):
-                self._tally.failed("delete", entry.path, None, place, error)
+
+        def failed(entry: Entry, error: FastsyncError) -> None:
+            if entry.kind == "dir" and run.work.protects and isinstance(error, Conflict):
+                return
+            self._tally.failed("delete", entry.path, None, sink.location.child(entry.path), error)
+
+        if self._dry_run:
+            done(entries)
+        else:
+            await patiently(
+                sink.delete, entries, done=done, failed=failed, may_retry=self._may_retry
+            )
 
     async def _later(self, run: _Run) -> None:
         batch = _Batch()
@@ -304,8 +315,6 @@ class Engine:
                 continue
             for action in page:
                 self._failed(run, action, Conflict("what stands in its way was not deleted"))
-                if action.step == "mkdir" and action.old is not None:
-                    run.refused += (action.path + "/",)
         await self._flush(run, batch)
 
     async def _finish(self, run: _Run) -> None:
@@ -339,62 +348,55 @@ class Engine:
         write: WriteOptions | None = None,
     ) -> None:
         """Directories, links or attributes: one call for all of them."""
-        work = run.work
-        sink, write = work.sink, write or work.write
-        jobs = [CopyJob(action.entry, work.target(action.path)) for action in actions]
-        answers: list[FastsyncError | None] = [None] * len(jobs)
-        if not self._dry_run:
-            if step == "mkdir" and offers(sink, KeepsDirectories):
-                entries = [job.entry._replace(path=job.path) for job in jobs]
-                answers = await sink.make_directories(entries, write)
-            elif step == "link" and offers(sink, KeepsLinks):
-                answers = await sink.make_links(jobs, write)
-            elif step == "attributes" and offers(sink, SetsAttributes):
-                answers = await sink.set_attributes(jobs, write)
-        for action, error in zip(actions, answers, strict=True):
-            if error is not None:
-                self._failed(run, action, error)
-            elif action.path:
-                self._done(run, action)
+
+        def done(some: Sequence[Action]) -> None:
+            for action in some:
+                if action.path:
+                    self._done(run, action)
+
+        call = None if self._dry_run else _quick_call(run.work, step, write or run.work.write)
+        if call is None:
+            done(actions)
+            return
+        failed = partial(self._failed, run)
+        await patiently(call, actions, done=done, failed=failed, may_retry=self._may_retry)
 
     async def _copy_batch(self, run: _Run, actions: Sequence[Action]) -> None:
-        """Copies that the sink does by itself; what fails for a passing reason is tried again."""
-        work = run.work
-        sink = work.sink
+        """Copies that the sink does by itself; what has changed meanwhile gets one fresh look."""
+        work, sink = run.work, run.work.sink
         assert offers(sink, CopiesWithin)
         alone = actions[0] if len(actions) == 1 else None
-        waiting = list(actions)
-        relisted: set[str] = set()
-        attempt = 0
-        while waiting and self._fatal is None:
-            started = time.monotonic()
-            jobs = [CopyJob(action.entry, work.target(action.path)) for action in waiting]
+        changed: list[Action] = []
+        started = time.monotonic()
+
+        async def copy(some: Sequence[Action]) -> Sequence[FastsyncError | None]:
+            nonlocal started
             async with self._lanes.streams.spend(1), self._lanes.memory.spend(READ_BUFFER):
+                started = time.monotonic()
                 with self._current(alone):
-                    answers = await sink.copy_from(work.source, jobs, work.write, self._tally.moved)
-            if alone is None and not any(answers) and not self._tally.wants_items:
-                self._tally.copied(len(waiting), sum(action.entry.size or 0 for action in waiting))
+                    jobs = work.jobs(some)
+                    return await sink.copy_from(work.source, jobs, work.write, self._tally.moved)
+
+        def done(some: Sequence[Action]) -> None:
+            if alone is None and not self._tally.wants_items:
+                self._tally.copied(len(some), sum(action.entry.size or 0 for action in some))
                 return
-            duration = time.monotonic() - started if alone else 0.0
-            again: list[Action] = []
-            delay: float | None = None  # of a retry, which may be allowed at once
-            for action, error in zip(waiting, answers, strict=True):
-                if error is None:
-                    self._done(run, action, duration)
-                elif isinstance(error, Changed) and action.path not in relisted:
-                    relisted.add(action.path)
-                    if (fresh := await self._relist(run, action)) is not None:
-                        again.append(fresh)
-                elif error.transient and attempt < self._budgets.retries:
-                    again.append(action)
-                    delay = max(delay or 0.0, backoff(attempt, error))
-                else:
-                    self._failed(run, action, error)
-            waiting = again
-            if delay is not None:
-                attempt += 1
-                self._tally.totals.retries += 1
-                await asyncio.sleep(delay)
+            for action in some:
+                self._done(run, action, time.monotonic() - started if alone else 0.0)
+
+        def failed(action: Action, error: FastsyncError) -> None:
+            if isinstance(error, Changed) and not is_fresh:
+                changed.append(action)
+            else:
+                self._failed(run, action, error)
+
+        is_fresh = False
+        while actions and self._fatal is None:
+            await patiently(copy, actions, done=done, failed=failed, may_retry=self._may_retry)
+            looks = [await self._relist(run, action) for action in changed]
+            actions = [action for action in looks if action is not None]
+            changed.clear()
+            is_fresh = True
 
     async def _copy_one(self, run: _Run, action: Action) -> None:
         """One file by itself, with its retries: a fresh look after a change, patience for the rest."""
@@ -415,10 +417,9 @@ class Engine:
                     return
                 action = fresh
             except FastsyncError as error:
-                if not error.transient or attempt >= self._budgets.retries:
+                if not error.transient or not self._may_retry(attempt):
                     self._failed(run, action, error)
                     return
-                self._tally.totals.retries += 1
                 await asyncio.sleep(backoff(attempt, error))
                 attempt += 1
 
@@ -479,6 +480,12 @@ class Engine:
             hint="compare by time, or --size-only",
         )
 
+    def _may_retry(self, attempt: int) -> bool:
+        if self._fatal is not None or attempt >= self._budgets.retries:
+            return False
+        self._tally.totals.retries += 1
+        return True
+
     # -- telling -------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -501,6 +508,9 @@ class Engine:
 
     def _failed(self, run: _Run, action: Action, error: FastsyncError) -> None:
         run.copy_errors.append(error)
+        path = action.path + "/"
+        if action.step == "mkdir" and not path.startswith(run.refused):
+            run.refused += (path,)
         self._tally.failed(_operation(action), action.path, *run.work.places(action), error)
         if isinstance(error, (DestinationFull, AccessRefused)):
             # Every further item would fail the same way; what is under way may still end well.
@@ -511,11 +521,15 @@ def _operation(action: Action) -> Operation:
     return "copy" if action.step == "verify" else action.step
 
 
-def backoff(attempt: int, error: FastsyncError) -> float:
-    """Seconds to wait before the next try: doubling with jitter, or what the server asked for."""
-    if isinstance(error, Transient) and error.retry_after_s is not None:
-        return min(error.retry_after_s, 60.0)
-    import random  # 1 ms, for what seldom happens
-
-    longest: float = min(FIRST_BACKOFF_S * 2.0**attempt, LONGEST_BACKOFF_S)
-    return random.uniform(0.5, 1.0) * longest
+def _quick_call(work: Work, step: Step, write: WriteOptions) -> Call[Action] | None:
+    """What does a quick step for many actions; None where the sink knows no such thing."""
+    sink = work.sink
+    if step == "mkdir" and offers(sink, KeepsDirectories):
+        return lambda some: sink.make_directories(
+            [action.entry._replace(path=work.target(action.path)) for action in some], write
+        )
+    if step == "link" and offers(sink, KeepsLinks):
+        return lambda some: sink.make_links(work.jobs(some), write)
+    if step == "attributes" and offers(sink, SetsAttributes):
+        return lambda some: sink.set_attributes(work.jobs(some), write)
+    return None

@@ -802,15 +802,21 @@ def test_odd_names(
     assert counts(fastsync("cp", "-R", "--summarize", "src/", "dest")) == (0, 2 * len(ODD_NAMES))
 
 
-@pytest.mark.parametrize("name", ODD_NAMES, ids=repr)
-def test_an_odd_name_by_itself(fastsync: Fastsync, tmp_path: Path, name: bytes) -> None:
-    path = os.path.join(os.fsencode(tmp_path), name)
-    with open(path, "wb") as file:
-        file.write(name)
-    done = fastsync("cp", "--", name, "dest/")
-    assert done == (0, "", "")
-    with open(os.path.join(os.fsencode(tmp_path), b"dest", name), "rb") as file:
-        assert file.read() == name
+def test_odd_names_that_are_named(fastsync: Fastsync, tmp_path: Path) -> None:
+    for name in ODD_NAMES:
+        with open(os.path.join(os.fsencode(tmp_path), name), "wb") as file:
+            file.write(name)
+    assert fastsync("cp", "--", *ODD_NAMES, "all/") == (0, "", "")
+    assert sorted(os.listdir(os.fsencode(tmp_path / "all"))) == sorted(ODD_NAMES)
+    for name in ODD_NAMES:
+        with open(os.path.join(os.fsencode(tmp_path), b"all", name), "rb") as file:
+            assert file.read() == name
+    for name in (b"-rf", b"new\nline", b"bad\xff\xfeutf8", b"n" * 255):
+        assert fastsync("cp", "--", name, "one") == (0, "", "")
+        assert (tmp_path / "one").read_bytes() == name
+        assert fastsync("cp", "--", "all/-rf", name) == (0, "", "")
+        with open(os.path.join(os.fsencode(tmp_path), name), "rb") as file:
+            assert file.read() == b"-rf"
 
 
 def test_empty_files_and_directories(
@@ -875,21 +881,17 @@ def test_a_deep_tree(
     assert sorted(os.listdir(tmp_path / "dest")) == ["a0", "e", "z0"]
 
 
-@pytest.mark.parametrize("descriptors", ["", "-n 64"], ids=["usual", "64 descriptors"])
 def test_many_files_in_one_directory(
     fastsync: Fastsync,
     plant: Plant,
     picture: Callable[..., Picture],
     under_limit: Callable[[str], list[str]],
     tmp_path: Path,
-    descriptors: str,
 ) -> None:
+    """With more streams asked for than there are descriptors."""
     plant(tmp_path / "src", {f"file {index}": str(index) for index in range(5000)})
-    under = under_limit(descriptors) if descriptors else []
-    assert counts(fastsync("cp", "-R", "--summarize", "-p", "64", "src", "dest", under=under)) == (
-        5000,
-        0,
-    )
+    command = ("cp", "-R", "--summarize", "-p", "64", "-j", "64", "src", "dest")
+    assert counts(fastsync(*command, under=under_limit("-n 64"))) == (5000, 0)
     assert picture(tmp_path / "dest") == picture(tmp_path / "src")
 
 
