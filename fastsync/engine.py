@@ -123,6 +123,8 @@ class _Run:
     copy_errors: list[FastsyncError] = field(default_factory=list)
     keeps_everything: bool = False
     refused: tuple[str, ...] = ()  # "path/" of directories that could not be made
+    # A directory that we may not read there must not become one that we may not read here.
+    unlisted: set[str] = field(default_factory=set)
     within: bool = False  # the sink copies by itself
 
     def __post_init__(self) -> None:
@@ -221,6 +223,7 @@ class Engine:
                 run.doomed_files += sum(1 for entry in page.deletes if entry.kind != "dir")
                 for fault in page.faults:
                     run.faults.append(fault.error)
+                    run.unlisted.add(fault.path)
                     place = work.source.location.child(fault.path)
                     self._tally.failed("scan", fault.path, place, None, fault.error)
                 for action in page.skips:
@@ -323,12 +326,14 @@ class Engine:
         for page in run.finish.pages_backwards():
             if run.refused:
                 page = [each for each in page if not (each.path + "/").startswith(run.refused)]
+            if run.unlisted:
+                page = [each for each in page if each.path not in run.unlisted]
             await self._quick(run, "attributes", page, write)
         await self._finish_root(run, write)
 
     async def _finish_root(self, run: _Run, write: WriteOptions) -> None:
         root, sink = run.work.root, run.work.sink
-        if root is None or self._dry_run or self._fatal is not None:
+        if root is None or self._dry_run or self._fatal is not None or "" in run.unlisted:
             return
         try:
             now = await sink.stat("")

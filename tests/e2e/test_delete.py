@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -283,6 +284,7 @@ def test_what_cannot_be_read(
     assert f"{place.relative_to(tmp_path)}: permission denied" in done.stderr
     assert done.stderr.count("not deleting: ") == 1
     assert deleted(done.stdout) == 0
+    assert stat.S_IMODE((dest / "dir").stat().st_mode) & 0o700 == 0o700
     assert (dest / "extra").exists()
     assert (dest / "dir/extra").exists()
     assert (dest / "a").exists()

@@ -6,6 +6,8 @@ import asyncio
 import dataclasses
 import itertools
 import os
+import random
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -703,3 +705,85 @@ def test_public_names() -> None:
         fastsync.cq  # noqa: B018
     assert issubclass(Conflict, fastsync.FastsyncError)
     assert parse("x").path == "x"
+
+
+# -- the whole way, on a disk -------------------------------------------------------------------------
+
+NAMES = ["a", "a-b", "a.txt", "a0", "b", "\u00e9", "\udc80", " ", "\n", "..x", "-n", "c" * 255]
+
+
+def grow(top: Path, chance: random.Random, entries: int) -> None:
+    """A random tree of directories, files, links and pipes, with times and modes of their own."""
+    directories = [top]
+    for _ in range(entries):
+        path = chance.choice(directories) / chance.choice(NAMES)
+        if path.is_symlink() or path.exists():
+            continue
+        kind = chance.random()
+        if kind < 0.3:
+            path.mkdir()
+            directories.append(path)
+        elif kind < 0.4:
+            path.symlink_to(chance.choice(["a", "../b", "/nowhere", "x\n"]))
+        elif kind < 0.43:
+            os.mkfifo(path)
+        else:
+            version = chance.randrange(4)
+            path.write_bytes([b"", b"1", b"2", b"33"][version])
+            os.chmod(path, chance.choice([0o644, 0o600, 0o755]))
+            os.utime(path, ns=(THEN, THEN + version))  # of one size and time is one content
+    for path in reversed(directories[1:]):
+        os.chmod(path, chance.choice([0o755, 0o700, 0o555]))
+        os.utime(path, ns=(THEN, THEN + chance.randrange(3)))
+
+
+def picture(top: Path) -> dict[str, object]:
+    """Everything below `top` that a copy keeps."""
+    seen: dict[str, object] = {}
+    for directory, names, others in os.walk(top):
+        for name in [*names, *others]:
+            full = os.path.join(directory, name)
+            status = os.lstat(full)
+            path = os.path.relpath(full, top)
+            if stat.S_ISLNK(status.st_mode):
+                seen[path] = ("link", os.readlink(full))
+            elif stat.S_ISREG(status.st_mode):
+                content = Path(full).read_bytes()
+                seen[path] = ("file", content, stat.S_IMODE(status.st_mode), status.st_mtime_ns)
+            elif stat.S_ISDIR(status.st_mode):
+                seen[path] = ("dir", stat.S_IMODE(status.st_mode), status.st_mtime_ns)
+            else:
+                seen[path] = ("special",)
+    return seen
+
+
+def loosened(top: Path) -> None:
+    """Let whoever cleans up after the test do so."""
+    for directory, _, _ in os.walk(top):
+        os.chmod(directory, 0o755)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_any_two_trees(tmp_path: Path, seed: int) -> None:
+    """The destination becomes the source to the last bit, and then there is nothing left to do."""
+    chance = random.Random(seed)
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    for top in (ours, theirs):
+        top.mkdir()
+        grow(top, chance, 25)
+    (ours / "never-empty").write_bytes(b"")
+    wanted = {path: what for path, what in picture(ours).items() if what != ("special",)}
+    pipes = {path for path, what in picture(ours).items() if what == ("special",)}
+    options: dict[str, Any] = {"delete": True, "archive": True, "max_delete": "100%"}
+    summary = fastsync.sync(ours, theirs, **options)
+    assert summary.failures == []
+    left = picture(theirs)
+    for path in pipes & left.keys():
+        assert left.pop(path) is not None  # what stands in a pipe's place is nobody's business
+    assert left == wanted
+    again = fastsync.sync(ours, theirs, **options)
+    totals = again.totals
+    done = (totals.files_copied, totals.links_made, totals.directories_made, totals.deleted)
+    assert (done, totals.attributes_set, again.exit_code) == ((0, 0, 0, 0), 0, 0)
+    assert picture(ours).keys() - pipes == wanted.keys()
+    loosened(tmp_path)

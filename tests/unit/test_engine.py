@@ -16,7 +16,6 @@ from fastsync import engine as engine_module
 from fastsync import patience
 from fastsync.backend import (
     Buffer,
-    CopyJob,
     Entry,
     Fault,
     KeepsDirectories,
@@ -1115,9 +1114,3 @@ async def test_reads_are_closed(bucket: World) -> None:
     await bucket.carry_out([work])
     assert closed == ["a"]
     assert aborted[0] == ["a"], "before the upload is given up"
-
-
-def test_jobs_are_plain_data() -> None:
-    """What a batch carries can be sent to another process."""
-    entry = Entry("a", "file", 1, 2)
-    assert CopyJob(entry, "b") == (entry, "b")
