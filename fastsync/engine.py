@@ -54,7 +54,7 @@ from fastsync.transfer import Lanes, transfer
 from fastsync.workers import WorkerPool, run_all
 
 # Files that the sink copies by itself travel in batches of so many files or bytes.
-BATCH_FILES: Final = 256
+BATCH_FILES: Final = 512
 BATCH_BYTES: Final = 16 << 20
 # A file of this size has a batch of its own.
 ALONE_FROM: Final = 8 << 20

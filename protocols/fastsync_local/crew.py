@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # Below this many files, starting helper processes costs more than they bring.
-LANES_FROM: Final = 512
+LANES_FROM: Final = 256
 # Bytes that a thread moves before it tells.
 TELL_EVERY: Final = 8 << 20
 
@@ -150,19 +150,19 @@ class Crew:
     ) -> list[Problem | None]:
         request = ("copy", source.identity(), target.identity(), rules.as_dict(), jobs)
 
-        def exchange() -> tuple[list[Problem | None], float, float]:
+        def exchange() -> tuple[list[Problem | None], bool]:
             lane.send(request)
-            _, results, wall, cpu = lane.receive()
-            return results, wall, cpu
+            _, results, waited = lane.receive()
+            return results, waited
 
         try:
-            results, wall, cpu = await self.in_thread(exchange, lane.terminate)
+            results, waited = await self.in_thread(exchange, lane.terminate)
         except LaneFailed:
             await self.end_lane(lane)
             raise
         self._idle_lanes.append(lane)
         progress(sum(job[2] for job, result in zip(jobs, results, strict=True) if result is None))
-        if cpu < wall / 2 and self._limit < self._jobs and self._free is not None:
+        if waited and self._limit < self._jobs and self._free is not None:
             self._limit += 1
             self._free.release()
         return results

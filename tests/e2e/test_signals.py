@@ -156,7 +156,7 @@ def test_in_the_middle_of_many_files(
 
     def is_busy() -> bool:
         seen.update(helpers(process))
-        return bool(seen) and (dest / "01500").exists()
+        return bool(seen) and (dest / "00200/200").exists()
 
     eventually(lambda: is_busy() or process.poll() is not None)
     assert process.poll() is None, "the whole copy took no time at all"
@@ -245,7 +245,7 @@ def test_a_parent_that_is_killed_leaves_no_helpers(
 
     def is_busy() -> bool:
         seen.update(helpers(process))
-        return bool(seen) and (dest / "01500").exists()
+        return bool(seen) and (dest / "00200/200").exists()
 
     eventually(lambda: is_busy() or process.poll() is not None)
     process.kill()
