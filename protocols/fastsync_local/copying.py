@@ -460,7 +460,7 @@ class Copier:
         path, to, size, mtime_ns, mode, owner = job
         rules = self._rules
         directory, name = split(path)
-        to_directory, to_name = split(to)
+        to_directory, to_name = (directory, name) if to == path else split(to)
         self._reading = True
         source, before = open_source(
             self._source_directory(directory), name, size, mtime_ns, follow=rules.follow
