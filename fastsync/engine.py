@@ -50,7 +50,7 @@ from fastsync.patience import Call, backoff, patiently
 from fastsync.plan import Action, DeleteGate, PlanPage, Step, forbid_deletes
 from fastsync.spool import Spool
 from fastsync.tally import Summary, Tally
-from fastsync.transfer import Lanes, transfer
+from fastsync.transfer import Lanes, copies_within, transfer
 from fastsync.workers import WorkerPool, run_all
 
 # Files that the sink copies by itself travel in batches of so many files or bytes.
@@ -128,8 +128,7 @@ class _Run:
     within: bool = False  # the sink copies by itself
 
     def __post_init__(self) -> None:
-        sink = self.work.sink
-        self.within = offers(sink, CopiesWithin) and sink.can_copy_from(self.work.source)
+        self.within = copies_within(self.work.source, self.work.sink)
 
     def close(self) -> None:
         for spool in (self.deletes, self.later, self.finish):

@@ -51,9 +51,14 @@ class Lanes:
     chunk_size: int
 
 
+def copies_within(source: Source, sink: Sink) -> bool:
+    """True when the sink moves the bytes by itself, whatever the file."""
+    return offers(sink, CopiesWithin) and sink.can_copy_from(source)
+
+
 def choose_route(entry: Entry, source: Source, sink: Sink, chunk_size: int) -> Route:
     """How `entry` should travel."""
-    if offers(sink, CopiesWithin) and sink.can_copy_from(source):
+    if copies_within(source, sink):
         return "within"
     if entry.size is None or not source.limits.seekable_reads:
         return "stream"
