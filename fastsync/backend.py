@@ -62,7 +62,8 @@ class Entry(NamedTuple):
     nanoseconds, truncated to what the store keeps, None when unknown. `mode` has permission bits only,
     special bits (setuid, setgid, sticky) included, None when the store has none. `target` is a
     link's text. `version` is an opaque validator (an ETag); None where size and mtime are the best there
-    is. `owner` is filled when `ScanOptions.owner` asks for it.
+    is. `owner` is filled when `ScanOptions.owner` asks for it. `stored_ns` is when the store wrote it,
+    in stores where that says nothing about the file's own time (an object's LastModified).
     """
 
     path: str
@@ -73,6 +74,7 @@ class Entry(NamedTuple):
     target: str | None = None
     version: str | None = None
     owner: Owner | None = None
+    stored_ns: int | None = None
 
 
 class Fault(NamedTuple):
@@ -96,6 +98,9 @@ LinkPolicy: TypeAlias = Literal["keep", "follow", "skip"]
 class ScanOptions:
     """How to list: `prune(path)` true means the directory at `path` is listed, but not entered.
 
+    `starting_with` is a hint: nobody will look at entries whose path does not begin with it, so a store
+    that can leave them out cheaply may.
+
     `links` says what a symbolic link is: an entry of kind "link", what it points to, or nothing.
     `missing_ok`: a location that does not exist lists as empty (a destination before the first copy).
     """
@@ -105,6 +110,7 @@ class ScanOptions:
     owner: bool = False
     missing_ok: bool = False
     prune: Callable[[str], bool] | None = None
+    starting_with: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +119,8 @@ class WriteOptions:
 
     `inplace` writes over the old file instead of renaming a finished one; `durable` makes file and name
     survive a power cut before the write counts as done; `special` keeps setuid, setgid and sticky bits.
+    `guarded` lets a write appear only where there still is what was listed (nothing, if nothing was),
+    else it raises Overtaken; stores with `Limits.conditional_writes` know how.
     """
 
     mtime: bool = True
@@ -122,6 +130,7 @@ class WriteOptions:
     inplace: bool = False
     durable: bool = False
     sparse: bool = False
+    guarded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +138,10 @@ class StoreOptions:
     """What a run grants a store: streams it may use at once, bytes per part and held in memory, patience.
 
     `follow_links` reads through symbolic links below the location, where there are any. `place` holds
-    the settings of this one place (endpoint, region, key file ...) by their option names.
+    the settings of this one place (endpoint, region, key file ...) by their option names, without the
+    dashes in front, inner dashes as "_"; switches are "true" or "false". `state_folder` is where a store
+    may keep what it would otherwise have to ask for again; None for nowhere. The socket settings are None
+    for the system's choice.
     """
 
     streams: int = 8
@@ -140,6 +152,10 @@ class StoreOptions:
     request_timeout_s: float = 60.0
     follow_links: bool = False
     place: Mapping[str, str] = field(default_factory=dict)
+    state_folder: str | None = None
+    tcp_send_buffer: int | None = None
+    tcp_recv_buffer: int | None = None
+    congestion_control: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +164,9 @@ class Limits:
 
     `mtime_step_ns` is the precision of stored modification times, None where they are not kept.
     `mode_mask` has the permission bits that survive. `seekable_reads`: ranges can be read in parallel.
-    `delete_batch`: how many entries one `delete` call should carry.
+    `delete_batch`: how many entries one `delete` call should carry. `conditional_writes`: a guarded write
+    is checked by the store itself (`WriteOptions.guarded`). `content_versions` names the kind of
+    `Entry.version` where equal versions of that kind mean equal content, in any store that has the kind.
     """
 
     min_part: int = 1
@@ -158,6 +176,46 @@ class Limits:
     mode_mask: int = 0
     seekable_reads: bool = True
     delete_batch: int = 1000
+    conditional_writes: bool = False
+    content_versions: str | None = None
+
+
+# Parts of one length, in a `Grid` that grows.
+_ROW: Final = 1000
+
+
+class Grid(NamedTuple):
+    """Where the parts of a file begin and end, numbered from 0.
+
+    Of a file of unknown size (`grows`) the parts double every 1000, so that 10 000 of them, the most that
+    S3 takes, are enough for any file, and a short file is not one large part.
+    """
+
+    part_size: int
+    grows: bool = False
+    max_part: int = 1 << 62
+
+    def length(self, number: int) -> int:
+        """How long part `number` is (the last one may be shorter)."""
+        if not self.grows:
+            return self.part_size
+        return min(self.part_size << (number // _ROW), self.max_part)
+
+    def number(self, start: int) -> int:
+        """The number of the part that begins at `start`. Raises ValueError if none does."""
+        if not self.grows:
+            number, rest = divmod(start, self.part_size)
+        else:
+            number = 0
+            rest = start
+            while rest >= (row := self.length(number) * _ROW):
+                rest -= row
+                number += _ROW
+            steps, rest = divmod(rest, self.length(number))
+            number += steps
+        if rest:
+            raise ValueError(f"no part begins at {start}")
+        return number
 
 
 class Progress(Protocol):
@@ -209,17 +267,21 @@ class Source(Protocol):
 
 @runtime_checkable
 class Upload(Protocol):
-    """One file being written, invisible until `commit`."""
+    """One file being written, invisible until `commit`.
+
+    Every write is one part of the `Grid` of the upload's part size, which grows if the size is unknown.
+    """
 
     async def write(self, start: int, data: Buffer) -> None:
         """Put `data` at offset `start`. In any order and concurrently; the store is done with `data`
-        when this returns. Writing a range again replaces it."""
+        when this returns. Writing a part again replaces it."""
         ...
 
     async def commit(self, size: int) -> Entry:
         """Make the file, `size` bytes long, appear whole with its metadata, and return its entry.
 
-        Raises IntegrityError when the bytes written do not cover `size`; then nothing appears.
+        Raises IntegrityError when the bytes written do not cover `size`; then nothing appears. After a
+        transient error it may be called again.
         """
         ...
 
@@ -232,11 +294,19 @@ class Upload(Protocol):
 class Sink(Source, Protocol):
     """A store that can be written."""
 
-    async def upload(self, path: str, like: Entry, options: WriteOptions, part_size: int) -> Upload:
+    async def upload(
+        self,
+        path: str,
+        like: Entry,
+        options: WriteOptions,
+        part_size: int,
+        old: Entry | None = None,
+    ) -> Upload:
         """Begin to write `path` with the metadata of `like`; missing parents are made.
 
-        `part_size` is how large the writes will be (the last one may be shorter). Raises NameRefused
-        for a path that cannot be used, Conflict when a directory stands there.
+        `part_size` is how large the writes will be (the last one may be shorter; see `Grid` for
+        ``like.size is None``). `old` is what was listed there, for ``options.guarded``. Raises
+        NameRefused for a path that cannot be used, Conflict when a directory stands there.
         """
         ...
 
@@ -249,10 +319,11 @@ class Sink(Source, Protocol):
 
 
 class CopyJob(NamedTuple):
-    """Copy `entry` of the source to `path` of the destination."""
+    """Copy `entry` of the source to `path` of the destination, where `old` was listed."""
 
     entry: Entry
     path: str
+    old: Entry | None = None
 
 
 @runtime_checkable
@@ -272,6 +343,88 @@ class CopiesWithin(Protocol):
 
         On cancellation the file in hand is dropped and the ones before it stay.
         """
+        ...
+
+
+class Download(Protocol):
+    """One version of a file being read in parts, with what its bytes must add up to."""
+
+    @property
+    def entry(self) -> Entry:
+        """The entry, completed by what opening it told (mtime, mode)."""
+        ...
+
+    async def read_into_file(self, start: int, stop: int, fd: int, progress: Progress) -> None:
+        """Put the bytes [start, stop) at the same offsets of `fd`. Raises as `Source.read` does."""
+        ...
+
+    def read(self, start: int, stop: int) -> AsyncIterator[Buffer]:
+        """The bytes [start, stop); see `Source.read`."""
+        ...
+
+    async def verify(self, fd: int | None) -> bool:
+        """Check all that was read, exactly once and without gaps, against the digests the store
+        offers; `fd` has the file's bytes, where they are in a local file. False: it offers none that can
+        be checked like this. Raises IntegrityError."""
+        ...
+
+
+@runtime_checkable
+class Downloads(Protocol):
+    """A source that can say what the bytes of a whole file must add up to."""
+
+    async def open_download(self, entry: Entry) -> Download:
+        """Begin to read exactly this version. Raises Changed, Vanished."""
+        ...
+
+
+class Loaded(NamedTuple):
+    """A small file in memory: its entry, completed by what reading it told (mtime, mode), and its bytes,
+    checked against every digest that came with them."""
+
+    entry: Entry
+    data: Buffer
+
+
+@runtime_checkable
+class ReadsWhole(Protocol):
+    """A source that reads many small files in one call, faster than one by one."""
+
+    async def read_whole(self, entries: Sequence[Entry]) -> list[Loaded | FastsyncError]:
+        """Read a batch; the answer has one item per entry. Same promises as `Source.read`."""
+        ...
+
+
+class WholeJob(NamedTuple):
+    """Write `data` to `path` with the metadata of `entry`, where `old` was listed."""
+
+    entry: Entry
+    path: str
+    data: Buffer
+    old: Entry | None = None
+
+
+@runtime_checkable
+class WritesWhole(Protocol):
+    """A sink that writes many small files in one call, faster than one by one."""
+
+    async def write_whole(
+        self, jobs: Sequence[WholeJob], options: WriteOptions
+    ) -> list[FastsyncError | None]:
+        """Write a batch; the answer has one item per job. Same promises as upload, write and commit.
+
+        On cancellation files are there whole, or not at all.
+        """
+        ...
+
+
+@runtime_checkable
+class CompletesEntries(Protocol):
+    """A store whose listings leave out times and modes that it does keep (an object's metadata)."""
+
+    async def complete(self, entries: Sequence[Entry]) -> list[Entry | FastsyncError]:
+        """The entries of exactly these versions with all that the store knows of them; what is None in
+        the answer, it does not keep. Raises nothing for a single entry: Changed and the like are items."""
         ...
 
 
@@ -354,6 +507,74 @@ class LocalUpload(Protocol):
 
     def covers(self, start: int, stop: int) -> None:
         """Note that [start, stop) was written through the descriptor."""
+        ...
+
+
+@runtime_checkable
+class LeavesTraces(Protocol):
+    """An upload that stays behind at the store, invisible but paid for, when the process is killed."""
+
+    @property
+    def ticket(self) -> str | None:
+        """What `DropsUploads.drop_upload` needs to find it again, without secrets; None while there is
+        nothing to find. Written down before the first byte moves."""
+        ...
+
+
+@runtime_checkable
+class DropsUploads(Protocol):
+    """A sink that can clean up after an upload of an earlier process."""
+
+    async def drop_upload(self, ticket: str) -> None:
+        """Forget the upload. One that is gone already is fine. Raises UsageError for a ticket of
+        another store."""
+        ...
+
+
+@runtime_checkable
+class CreatesPlaces(Protocol):
+    """A store whose location has to be made by a call of its own (a bucket)."""
+
+    async def create_place(self) -> None:
+        """Make it. Raises Conflict when it exists, UsageError where that cannot be asked."""
+        ...
+
+
+@runtime_checkable
+class Describes(Protocol):
+    """A store that knows more of a file than an entry says."""
+
+    async def describe(self, entry: Entry) -> Mapping[str, str]:
+        """All of it, by names a person understands (content type, storage class, metadata ...)."""
+        ...
+
+
+class ListedVersion(NamedTuple):
+    """One version of a file: its identity, whether it is the current one, and whether it only says that
+    the file was deleted."""
+
+    entry: Entry
+    version_id: str
+    is_latest: bool
+    is_delete_marker: bool
+
+
+@runtime_checkable
+class KeepsVersions(Protocol):
+    """A store that keeps what was overwritten or deleted."""
+
+    def scan_versions(self, options: ScanOptions) -> AsyncIterator[list[ListedVersion]]:
+        """Every version of everything below the location (of the object itself, if it is one), in byte
+        order of the paths, the newest first."""
+        ...
+
+
+@runtime_checkable
+class SignsLinks(Protocol):
+    """A store that can let somebody without credentials in, for a while."""
+
+    async def presign(self, path: str, expires_s: int, method: str = "GET") -> str:
+        """A URL that does `method` on `path` until it expires. It is a secret."""
         ...
 
 

@@ -24,15 +24,31 @@ class Budget:
     @asynccontextmanager
     async def spend(self, units: int) -> AsyncIterator[None]:
         """Hold `units` (at most the limit) inside the block."""
-        units = min(units, self.limit)
-        await self._take(units)
+        units = await self.take(units)
         try:
             yield
         finally:
-            self._out -= units
-            self._admit()
+            self.give_back(units)
 
-    async def _take(self, units: int) -> None:
+    def give_back(self, units: int) -> None:
+        """End what `take` began."""
+        self._out -= units
+        self._admit()
+
+    def try_take(self, units: int) -> bool:
+        """Hold `units` if that needs no waiting, and nobody else waits."""
+        if self._waiting or self._out + units > self.limit:
+            return False
+        self._grant(units)
+        return True
+
+    async def take(self, units: int) -> int:
+        """Hold `units` (at most the limit) until they are given back; how many that are."""
+        units = min(units, self.limit)
+        await self._wait(units)
+        return units
+
+    async def _wait(self, units: int) -> None:
         if not self._waiting and self._out + units <= self.limit:
             self._grant(units)
             return

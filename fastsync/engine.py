@@ -13,23 +13,27 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
+from typing import Any, Final, TypeAlias
 
 from fastsync.backend import (
     READ_BUFFER,
+    CompletesEntries,
     CopiesWithin,
     CopyJob,
     Entry,
     Hashes,
     KeepsDirectories,
     KeepsLinks,
+    ReadsWhole,
     SetsAttributes,
     Sink,
     Source,
+    WholeJob,
     WriteOptions,
+    WritesWhole,
     closing,
     offers,
 )
@@ -41,6 +45,7 @@ from fastsync.errors import (
     DestinationFull,
     FastsyncError,
     NotFound,
+    Overtaken,
     Unsupported,
     Vanished,
 )
@@ -50,7 +55,7 @@ from fastsync.patience import Call, backoff, patiently
 from fastsync.plan import Action, DeleteGate, PlanPage, Step, forbid_deletes
 from fastsync.spool import Spool
 from fastsync.tally import Summary, Tally
-from fastsync.transfer import Lanes, copies_within, transfer
+from fastsync.transfer import Lanes, UploadLog, copies_within, transfer
 from fastsync.workers import WorkerPool, run_all
 
 # Files that the sink copies by itself travel in batches of so many files or bytes.
@@ -58,18 +63,28 @@ BATCH_FILES: Final = 512
 BATCH_BYTES: Final = 16 << 20
 # A file of this size has a batch of its own.
 ALONE_FROM: Final = 8 << 20
+# Small files that pass through memory: enough at once to fill many connections, and few enough that
+# several batches are under way, so that no connection waits for the last file of one.
+WHOLE_FILES: Final = 128
+WHOLE_BYTES: Final = 4 << 20
+# Entries that a store is asked about at once.
+SETTLE_FILES: Final = 512
 TICK_S: Final = 0.125
+
+Job: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """What a run may use: streams in flight, files at once, bytes per part and in memory, retries."""
+    """What a run may use: streams in flight, files at once, bytes per part and in memory, retries; files
+    up to `small` bytes travel whole."""
 
     streams: int = 8
     jobs: int = 8
     chunk_size: int = 16 << 20
     memory: int = 64 << 20
     retries: int = 5
+    small: int = 1 << 20
 
 
 @dataclass(slots=True)
@@ -79,8 +94,10 @@ class Work:
     `rename` gives the destination path of a source path where they differ (a single file under a new
     name). `root` is the source directory itself, given when its attributes go along. `protects` says
     that filters hide entries of the destination, which may keep their directories alive. `differ` tells
-    whether attributes have to be set (the entry, what stands there, whether times count). A work that is
-    `last` in its place waits for the works before it, so that what it brings stays.
+    whether attributes have to be set (the entry, what stands there, whether times count); `decide` what a
+    file needs once both sides have told all they know of it. `yields` means that a file that somebody
+    else wrote meanwhile is one to skip. A work that is `last` in its place waits for the works before it,
+    so that what it brings stays.
     """
 
     source: Source
@@ -93,6 +110,8 @@ class Work:
     directory_times: bool = False
     protects: bool = False
     differ: Callable[[Entry, Entry, bool], bool] = lambda _entry, _old, _times: True
+    decide: Callable[[Entry, Entry], tuple[Step, str]] = lambda _entry, _old: ("copy", "unsettled")
+    yields: bool = False
     last: bool = False
 
     def target(self, path: str) -> str:
@@ -100,12 +119,23 @@ class Work:
         return self.rename(path) if self.rename is not None else path
 
     def jobs(self, actions: Sequence[Action]) -> list[CopyJob]:
-        return [CopyJob(action.entry, self.target(action.path)) for action in actions]
+        return [CopyJob(action.entry, self.target(action.path), action.old) for action in actions]
 
     def places(self, action: Action) -> tuple[Location, Location]:
         """Where an action reads and writes."""
         source = self.source.location.child(action.entry.path)
         return source, self.sink.location.child(self.target(action.path))
+
+
+@dataclass(slots=True)
+class _Batch:
+    actions: list[Action] = field(default_factory=list)
+    size: int = 0
+
+    def take(self) -> list[Action]:
+        """What is in it; it is empty then."""
+        actions, self.actions, self.size = self.actions, [], 0
+        return actions
 
 
 @dataclass(slots=True)
@@ -126,6 +156,9 @@ class _Run:
     # A directory that we may not read there must not become one that we may not read here.
     unlisted: set[str] = field(default_factory=set)
     within: bool = False  # the sink copies by itself
+    whole: int = -1  # files up to this size travel whole, in batches
+    copies: _Batch = field(default_factory=_Batch)
+    unsettled: _Batch = field(default_factory=_Batch)
 
     def __post_init__(self) -> None:
         self.within = copies_within(self.work.source, self.work.sink)
@@ -135,16 +168,17 @@ class _Run:
             spool.close()
 
 
-@dataclass(slots=True)
-class _Batch:
-    actions: list[Action] = field(default_factory=list)
-    size: int = 0
-
-
 class Engine:
     """Runs works. One per run; not reusable."""
 
-    def __init__(self, budgets: Budgets, observer: Observer, *, dry_run: bool = False) -> None:
+    def __init__(
+        self,
+        budgets: Budgets,
+        observer: Observer,
+        *,
+        dry_run: bool = False,
+        log: UploadLog | None = None,
+    ) -> None:
         self._budgets = budgets
         self._dry_run = dry_run
         self._tally = Tally(observer)
@@ -154,6 +188,8 @@ class Engine:
             memory=Budget(budgets.memory),
             # A part and the read that fills it must fit into the memory together.
             chunk_size=max(1, min(budgets.chunk_size, budgets.memory // 2)),
+            may_retry=self._may_retry,
+            log=log,
         )
         self._fatal: FastsyncError | None = None
 
@@ -175,6 +211,8 @@ class Engine:
         try:
             async for work in works:
                 run = _Run(work)
+                if offers(work.source, ReadsWhole) and offers(work.sink, WritesWhole):
+                    run.whole = min(self._budgets.small, self._lanes.chunk_size)
                 runs.append(run)
                 if work.last:
                     await self._pool.drain()
@@ -208,7 +246,6 @@ class Engine:
 
     async def _plan(self, run: _Run) -> None:
         work, totals = run.work, self._tally.totals
-        batch = _Batch()
         async with closing(work.pages) as pages:
             async for page in pages:
                 if self._fatal is not None:
@@ -230,10 +267,10 @@ class Engine:
                 run.deletes.extend(page.deletes)
                 run.later.extend(page.later)
                 run.finish.extend(page.finish)
-                await self._start(run, page.now, batch)
-        await self._flush(run, batch)
+                await self._start(run, page.now)
+        await self._flush(run)
 
-    async def _start(self, run: _Run, actions: Sequence[Action], batch: _Batch) -> None:
+    async def _start(self, run: _Run, actions: Sequence[Action]) -> None:
         """Do what is quick, in order, and hand copies to the pool, waiting while it is behind."""
         quick: dict[Step, list[Action]] = {"mkdir": [], "link": [], "attributes": []}
         copies: list[Action] = []
@@ -243,23 +280,124 @@ class Engine:
             if some:
                 await self._quick(run, step, some)
         for action in copies:
-            self._tally.planned(action.entry.size)
-            if action.step == "verify" or not run.within:
-                await self._pool.submit(partial(self._copy_one, run, action))
-            elif self._dry_run:
-                self._done(run, action)
-            elif (action.entry.size or 0) >= ALONE_FROM:
-                await self._pool.submit(partial(self._copy_batch, run, [action]))
+            if action.step == "settle":
+                run.unsettled.actions.append(action)
+                if len(run.unsettled.actions) >= SETTLE_FILES:
+                    await self._pool.submit(partial(self._settle, run, run.unsettled.take()))
             else:
-                batch.actions.append(action)
-                batch.size += action.entry.size or 0
-                if len(batch.actions) >= BATCH_FILES or batch.size >= BATCH_BYTES:
-                    await self._flush(run, batch)
+                self._tally.planned(action.entry.size)
+                for job in self._copying(run, action):
+                    await self._pool.submit(job)
 
-    async def _flush(self, run: _Run, batch: _Batch) -> None:
-        if batch.actions:
-            actions, batch.actions, batch.size = batch.actions, [], 0
-            await self._pool.submit(partial(self._copy_batch, run, actions))
+    def _copying(self, run: _Run, action: Action) -> Iterator[Job]:
+        """What is to be done now that `action` is to be copied: it, its batch, or nothing yet."""
+        size = action.entry.size
+        is_whole = size is not None and size <= run.whole
+        if action.step == "verify" or not (run.within or is_whole):
+            yield partial(self._copy_one, run, action)
+        elif self._dry_run:
+            self._done(run, action)
+        elif run.within and (size or 0) >= ALONE_FROM:
+            yield partial(self._copy_batch, run, [action])
+        else:
+            files, most = (BATCH_FILES, BATCH_BYTES) if run.within else self._whole_batch
+            batch = run.copies
+            if batch.actions and not run.within and batch.size + (size or 0) > most:
+                yield partial(self._copy_batch, run, batch.take())
+            batch.actions.append(action)
+            batch.size += size or 0
+            if len(batch.actions) >= files or batch.size >= most:
+                yield partial(self._copy_batch, run, batch.take())
+
+    @property
+    def _whole_batch(self) -> tuple[int, int]:
+        """The most files and bytes in a batch that passes through memory, of which several must fit."""
+        return WHOLE_FILES, max(1, min(WHOLE_BYTES, self._lanes.memory.limit // 4))
+
+    async def _flush(self, run: _Run) -> None:
+        """Hand over what waits for its batch to be full."""
+        if run.unsettled.actions:
+            await self._pool.submit(partial(self._settle, run, run.unsettled.take()))
+        if run.copies.actions:
+            await self._pool.submit(partial(self._copy_batch, run, run.copies.take()))
+
+    async def _settle(self, run: _Run, actions: Sequence[Action]) -> None:
+        """Ask the stores for what their listings left out, then do what that decides."""
+        work = run.work
+        actions = await self._complete(run, actions, work.source, is_source=True)
+        actions = await self._complete(run, actions, work.sink, is_source=False)
+        quick: list[Action] = []
+        jobs: list[Job] = []
+        for action in actions:
+            assert action.old is not None
+            step, reason = work.decide(action.entry, action.old)
+            action = action._replace(step=step, reason=reason)
+            if step == "skip":
+                self._tally.unchanged(action.entry.size)
+                self._tally.skipped(action.path, *work.places(action), reason)
+            elif step == "attributes":
+                quick.append(action)
+            else:
+                self._tally.planned(action.entry.size)
+                jobs += self._copying(run, action)
+        if quick:
+            await self._quick(run, "attributes", quick)
+        # Not through the pool, which waits for us: what was decided here is done here.
+        if run.copies.actions:
+            jobs.append(partial(self._copy_batch, run, run.copies.take()))
+        if jobs:
+            await run_all(min(self._budgets.jobs, len(jobs)), (job() for job in jobs))
+
+    async def _complete(
+        self, run: _Run, actions: Sequence[Action], store: Source, *, is_source: bool
+    ) -> list[Action]:
+        """The actions with what `store` knows of their entries; failures are told."""
+        if not offers(store, CompletesEntries):
+            return list(actions)
+        answers: dict[str, Entry] = {}
+        gone: list[Action] = []
+
+        def entry_of(action: Action) -> Entry:
+            return action.entry if is_source else action.old or action.entry
+
+        async def complete(some: Sequence[Action]) -> list[FastsyncError | None]:
+            made = await store.complete([entry_of(action) for action in some])
+            errors: list[FastsyncError | None] = []
+            for action, answer in zip(some, made, strict=True):
+                if isinstance(answer, FastsyncError):
+                    errors.append(answer)
+                else:
+                    answers[action.path] = answer
+                    errors.append(None)
+            return errors
+
+        def failed(action: Action, error: FastsyncError) -> None:
+            # What changed at the destination is as good as anything that differs.
+            if isinstance(error, Changed) and not is_source:
+                answers[action.path] = entry_of(action)
+            elif isinstance(error, Changed):
+                gone.append(action)
+            else:
+                self._failed(run, action, error)
+
+        wanted = [action for action in actions if entry_of(action).mtime_ns is None]
+        await patiently(
+            complete, wanted, done=lambda _some: None, failed=failed, may_retry=self._may_retry
+        )
+        for action in gone:
+            fresh = await self._relist(run, action)
+            if fresh is not None:
+                answers[action.path] = fresh.entry
+        asked = {action.path for action in wanted}
+        settled: list[Action] = []
+        for action in actions:
+            if action.path not in asked:
+                settled.append(action)
+            elif (answer := answers.get(action.path)) is not None:
+                settled.append(
+                    action._replace(entry=answer) if is_source else action._replace(old=answer)
+                )
+        return settled
 
     async def _delete(self, run: _Run) -> None:
         work = run.work
@@ -310,14 +448,13 @@ class Engine:
             )
 
     async def _later(self, run: _Run) -> None:
-        batch = _Batch()
         for page in run.later.pages():
             if not run.keeps_everything:
-                await self._start(run, page, batch)
+                await self._start(run, page)
                 continue
             for action in page:
                 self._failed(run, action, Conflict("what stands in its way was not deleted"))
-        await self._flush(run, batch)
+        await self._flush(run)
 
     async def _finish(self, run: _Run) -> None:
         write = dataclasses.replace(run.work.write, mtime=run.work.directory_times)
@@ -366,20 +503,26 @@ class Engine:
         await patiently(call, actions, done=done, failed=failed, may_retry=self._may_retry)
 
     async def _copy_batch(self, run: _Run, actions: Sequence[Action]) -> None:
-        """Copies that the sink does by itself; what has changed meanwhile gets one fresh look."""
-        work, sink = run.work, run.work.sink
-        assert offers(sink, CopiesWithin)
+        """Copies that the sink does by itself, or small ones through memory; what has changed meanwhile
+        gets one fresh look."""
+        work = run.work
         alone = actions[0] if len(actions) == 1 else None
         changed: list[Action] = []
         started = time.monotonic()
 
         async def copy(some: Sequence[Action]) -> Sequence[FastsyncError | None]:
             nonlocal started
+            if not run.within:
+                started = time.monotonic()
+                return await self._copy_whole(work, some)
+            assert offers(work.sink, CopiesWithin)
             async with self._lanes.streams.spend(1), self._lanes.memory.spend(READ_BUFFER):
                 started = time.monotonic()
                 with self._current(alone):
                     jobs = work.jobs(some)
-                    return await sink.copy_from(work.source, jobs, work.write, self._tally.moved)
+                    return await work.sink.copy_from(
+                        work.source, jobs, work.write, self._tally.moved
+                    )
 
         def done(some: Sequence[Action]) -> None:
             if alone is None and not self._tally.wants_items:
@@ -402,6 +545,41 @@ class Engine:
             changed.clear()
             is_fresh = True
 
+    async def _copy_whole(
+        self, work: Work, actions: Sequence[Action]
+    ) -> list[FastsyncError | None]:
+        """Small files, read and written in two calls; the answer has one item per action."""
+        source, sink = work.source, work.sink
+        assert offers(source, ReadsWhole)
+        assert offers(sink, WritesWhole)
+        answers: list[FastsyncError | None] = []
+        jobs: list[WholeJob] = []
+        size = sum(action.entry.size or 0 for action in actions)
+        async with self._lanes.memory.spend(size):
+            loads = await source.read_whole([action.entry for action in actions])
+            for action, load in zip(actions, loads, strict=True):
+                if isinstance(load, FastsyncError):
+                    answers.append(load)
+                elif len(load.data) != action.entry.size:
+                    answers.append(
+                        Changed(f"{len(load.data)} bytes arrived, {action.entry.size} were listed")
+                    )
+                else:
+                    entry = load.entry
+                    if entry.mtime_ns is None:
+                        entry = entry._replace(mtime_ns=entry.stored_ns)
+                    jobs.append(WholeJob(entry, work.target(action.path), load.data, action.old))
+                    answers.append(None)
+            writes = iter(await sink.write_whole(jobs, work.write) if jobs else ())
+        moved = 0
+        for index, (action, answer) in enumerate(zip(actions, answers, strict=True)):
+            if answer is None:
+                answers[index] = answer = next(writes)
+                if answer is None:
+                    moved += action.entry.size or 0
+        self._tally.moved(moved)
+        return answers
+
     async def _copy_one(self, run: _Run, action: Action) -> None:
         """One file by itself, with its retries: a fresh look after a change, patience for the rest."""
         relisted = False
@@ -421,7 +599,7 @@ class Engine:
                     return
                 action = fresh
             except FastsyncError as error:
-                if not error.transient or not self._may_retry(attempt):
+                if not error.transient or error.is_final or not self._may_retry(attempt):
                     self._failed(run, action, error)
                     return
                 await asyncio.sleep(backoff(attempt, error))
@@ -442,8 +620,8 @@ class Engine:
             await self._copy_batch(run, [action._replace(step="copy")])
         else:
             path = work.target(action.path)
-            entry, moved = action.entry, self._tally.moved
-            await transfer(work.source, work.sink, entry, path, work.write, self._lanes, moved)
+            entry, old, moved = action.entry, action.old, self._tally.moved
+            await transfer(work.source, work.sink, entry, path, work.write, self._lanes, moved, old)
             self._done(run, action, time.monotonic() - started)
 
     async def _relist(self, run: _Run, action: Action) -> Action | None:
@@ -511,6 +689,10 @@ class Engine:
         self._tally.done(_operation(action), action.path, places, size, reason, duration_s)
 
     def _failed(self, run: _Run, action: Action, error: FastsyncError) -> None:
+        if run.work.yields and isinstance(error, Overtaken):
+            self._tally.same(action.entry.size)
+            self._tally.skipped(action.path, *run.work.places(action), "exists")
+            return
         run.copy_errors.append(error)
         path = action.path + "/"
         if action.step == "mkdir" and not path.startswith(run.refused):
@@ -522,7 +704,9 @@ class Engine:
 
 
 def _operation(action: Action) -> Operation:
-    return "copy" if action.step == "verify" else action.step
+    if action.step == "verify" or action.step == "settle":
+        return "copy"
+    return action.step
 
 
 def _quick_call(work: Work, step: Step, write: WriteOptions) -> Call[Action] | None:

@@ -16,6 +16,7 @@ the border where the foreign error was met:
     |-- NotFound                      1  the item does not exist
     |-- PermissionRefused             1  the item may not be read or written
     |-- Conflict                      1  something of another kind stands where the item should go
+    |   `-- Overtaken                 1  somebody else wrote there since it was listed
     |-- NameRefused                   1  the name cannot be used there, or would leave the destination
     |-- Unsupported                   1  the store cannot do what was asked
     `-- Transient                     1  worth another try: a cut connection, a busy server
@@ -56,6 +57,8 @@ class FastsyncError(Exception):
         self.message = message
         self.where = where
         self.hint = hint
+        # Whoever raised it has tried again already, as often as the run allows.
+        self.is_final = False
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.message}" if self.where else self.message
@@ -116,6 +119,10 @@ class Conflict(FastsyncError):
     pass
 
 
+class Overtaken(Conflict):
+    pass
+
+
 class NameRefused(FastsyncError):
     pass
 
@@ -167,6 +174,14 @@ _BY_ERRNO: dict[int, type[FastsyncError]] = {
     errno.ENFILE: Transient,
     errno.EAGAIN: Transient,
     errno.ESTALE: Transient,
+    errno.ECONNRESET: Transient,
+    errno.ECONNABORTED: Transient,
+    errno.ECONNREFUSED: Transient,
+    errno.EPIPE: Transient,
+    errno.ETIMEDOUT: Transient,
+    errno.EHOSTUNREACH: Transient,
+    errno.ENETUNREACH: Transient,
+    errno.ENETDOWN: Transient,
 }
 
 _HINTS = {

@@ -10,6 +10,7 @@ from typing import Final, TypeAlias, TypeVar
 from fastsync.errors import FastsyncError, Transient
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 # One call for many items; the answer has one item per item.
 Call: TypeAlias = Callable[[Sequence[T]], Awaitable[Sequence[FastsyncError | None]]]
@@ -51,6 +52,24 @@ async def patiently(
             return
         items = again
         await asyncio.sleep(max(backoff(attempt, answer) for answer in passing))
+        attempt += 1
+
+
+async def persistently(call: Callable[[], Awaitable[R]], may_retry: Callable[[int], bool]) -> R:
+    """Make one call until it ends in anything but a passing error, or `may_retry` says no; then the
+    error is final."""
+    attempt = 0
+    while True:
+        try:
+            return await call()
+        except FastsyncError as error:
+            if not error.transient or error.is_final:
+                raise
+            if not may_retry(attempt):
+                error.is_final = True
+                raise
+            pause = backoff(attempt, error)
+        await asyncio.sleep(pause)
         attempt += 1
 
 

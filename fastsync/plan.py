@@ -22,7 +22,7 @@ from fastsync.errors import Conflict, FastsyncError, ListingError, SafetyStop
 from fastsync.filters import Filter
 
 Comparison: TypeAlias = Literal["mtime", "checksum", "size", "newer"]
-Step: TypeAlias = Literal["mkdir", "link", "copy", "verify", "attributes", "skip"]
+Step: TypeAlias = Literal["mkdir", "link", "copy", "settle", "verify", "attributes", "skip"]
 
 # How what is not there yet is made.
 _STEPS: Final[dict[Kind, Step]] = {"dir": "mkdir", "link": "link", "file": "copy"}
@@ -32,7 +32,7 @@ class Action(NamedTuple):
     """One step: do `step` at `path` of the destination, because of `reason`.
 
     `entry` is the source's, `old` what stands at the destination (None: nothing). "verify" means copy
-    unless the digests agree.
+    unless the digests agree; "settle" that a store's listing left out what `Rules.decide` needs to know.
     """
 
     step: Step
@@ -70,7 +70,8 @@ class Rules:
 
     `window_ns` is the largest difference between modification times that means "same"; `mode_mask` the
     permission bits that both sides keep and the run preserves. `show_skips` asks for an action for every
-    entry that needs nothing.
+    entry that needs nothing. `completes` says whether the source's and the destination's missing times
+    can be asked for; `same_versions` that equal versions mean equal content.
     """
 
     filter: Filter
@@ -89,15 +90,65 @@ class Rules:
     delete_excluded: bool = False
     show_skips: bool = False
     conflict_hint: str | None = "--delete lets it be replaced"
+    completes: tuple[bool, bool] = (False, False)
+    same_versions: bool = False
 
     def same_time(self, entry: Entry, old: Entry) -> bool:
         """True when the copy `old` is not older than the file, as far as both sides' times can tell."""
-        if entry.mtime_ns is None or old.mtime_ns is None:
+        ours = entry.stored_ns if entry.mtime_ns is None else entry.mtime_ns
+        if ours is None:
             return False
+        if old.mtime_ns is None:
+            # When it was written: later than the source means up to date.
+            return old.stored_ns is not None and ours <= old.stored_ns + self.window_ns
         if self.comparison == "newer":
-            # The destination's time is when it was written: later than the source means up to date.
-            return entry.mtime_ns <= old.mtime_ns + self.window_ns
-        return abs(entry.mtime_ns - old.mtime_ns) <= self.window_ns
+            return ours <= old.mtime_ns + self.window_ns
+        return abs(ours - old.mtime_ns) <= self.window_ns
+
+    def decide(self, entry: Entry, old: Entry, *, is_settled: bool = False) -> tuple[Step, str]:
+        """What a file needs where a file stands already, and why. `is_settled` when all that the stores
+        can tell of both is there."""
+        if not is_settled and self._is_open(entry, old):
+            return "settle", "times are not listed"
+        if self.update and self._is_newer(old, entry):
+            return "skip", "destination is newer"
+        if self.ignore_times:
+            return "copy", "times are ignored"
+        if entry.size is None or old.size is None:
+            return "copy", "size is unknown"
+        if entry.size != old.size:
+            return "copy", "size differs"
+        if self.comparison == "checksum":
+            return "verify", "checksum"
+        if (
+            self.comparison == "size"
+            or (self.same_versions and entry.version is not None and entry.version == old.version)
+            or self.same_time(entry, old)
+        ):
+            if self.attributes_differ(entry, old, times=False):
+                return "attributes", "attributes differ"
+            return "skip", "unchanged"
+        return "copy", "time differs"
+
+    def _is_newer(self, old: Entry, entry: Entry) -> bool:
+        theirs = old.stored_ns if old.mtime_ns is None else old.mtime_ns
+        ours = entry.stored_ns if entry.mtime_ns is None else entry.mtime_ns
+        return theirs is not None and ours is not None and theirs > ours + self.window_ns
+
+    def _is_open(self, entry: Entry, old: Entry) -> bool:
+        """True when a store should be asked for times that would decide."""
+        if not (
+            (self.completes[0] and entry.mtime_ns is None)
+            or (self.completes[1] and old.mtime_ns is None)
+        ):
+            return False
+        if self.update:
+            return True
+        if self.ignore_times or self.comparison in ("size", "checksum"):
+            return False
+        if self.same_versions and entry.version is not None and entry.version == old.version:
+            return False
+        return entry.size is not None and entry.size == old.size
 
     def attributes_differ(self, entry: Entry, old: Entry, times: bool) -> bool:
         """True when what the run keeps of a file, besides its content, is not what stands there."""
@@ -360,26 +411,11 @@ class _Planner:
             self._compare(entry, old)
 
     def _compare(self, entry: Entry, old: Entry) -> None:
-        rules = self.rules
-        if rules.update and old.mtime_ns is not None and entry.mtime_ns is not None:
-            if old.mtime_ns > entry.mtime_ns + rules.window_ns:
-                self._skip(entry, old, "destination is newer")
-                return
-        if rules.ignore_times:
-            self._do("copy", entry, old, "times are ignored")
-        elif entry.size is None or old.size is None:
-            self._do("copy", entry, old, "size is unknown")
-        elif entry.size != old.size:
-            self._do("copy", entry, old, "size differs")
-        elif rules.comparison == "checksum":
-            self._do("verify", entry, old, "checksum")
-        elif rules.comparison == "size" or rules.same_time(entry, old):
-            if rules.attributes_differ(entry, old, times=False):
-                self._do("attributes", entry, old, "attributes differ")
-            else:
-                self._skip(entry, old, "unchanged")
+        step, reason = self.rules.decide(entry, old)
+        if step == "skip":
+            self._skip(entry, old, reason)
         else:
-            self._do("copy", entry, old, "time differs")
+            self._do(step, entry, old, reason)
 
     def _only_source(self, entry: Entry, other: str | None) -> None:
         """`other` is the key of the destination's next entry, None at its end."""

@@ -92,6 +92,11 @@ class Tally:
             reason = "not in the source"
             self._observer.item(Item("delete", path + "/", "", str(destination), None, reason))
 
+    def unchanged(self, size: int | None) -> None:
+        """A closer look found a file that needs nothing."""
+        self.totals.files_skipped += 1
+        self.totals.bytes_skipped += size or 0
+
     def same(self, size: int | None) -> None:
         """A file that was to be copied turned out to have the same content."""
         totals = self.totals

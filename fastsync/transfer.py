@@ -5,22 +5,30 @@ Routes, fastest first (`choose_route`):
     within   the sink copies by itself: in the kernel, or on the server (`CopiesWithin`)
     whole    small: one read, one write
     parts    ranges in parallel, written at their offsets
-    stream   one after the other: no length, or no ranges
+    stream   read one after the other, for there is no length or there are no ranges
 
 Parts move without passing through Python objects where one end is a local file and the other knows how.
+A part that fails for a passing reason is tried again by itself.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import IO, Final, Literal, Protocol, TypeAlias
 
 from fastsync.backend import (
     READ_BUFFER,
+    Buffer,
     CopiesWithin,
+    Download,
+    Downloads,
     Entry,
+    Grid,
+    LeavesTraces,
     Limits,
     LocalFiles,
     LocalUpload,
@@ -36,19 +44,42 @@ from fastsync.backend import (
     offers,
 )
 from fastsync.budget import Budget
-from fastsync.errors import Changed, IntegrityError, Unsupported
+from fastsync.errors import Changed, FastsyncError, IntegrityError, Unsupported, from_os_error
+from fastsync.patience import persistently
 from fastsync.workers import run_all
 
 Route: TypeAlias = Literal["within", "whole", "parts", "stream"]
 
+# A stream's parts share the memory with parts on their way out; so many keep the way full.
+STREAM_PARTS: Final = 8
+
+
+class UploadLog(Protocol):
+    """Where uploads that a killed process would leave behind are written down."""
+
+    def note(self, sink: Sink, path: str, ticket: str) -> int:
+        """Write one down, before its first byte moves; what `forget` needs."""
+        ...
+
+    def forget(self, noted: int) -> None:
+        """It was finished or dropped."""
+        ...
+
+
+def _never(_attempt: int) -> bool:
+    return False
+
 
 @dataclass(frozen=True, slots=True)
 class Lanes:
-    """What one run shares among its transfers: streams in flight, bytes in memory, and a part's size."""
+    """What one run shares among its transfers: streams in flight, bytes in memory, a part's size, how
+    often a part may be tried again, and where uploads are written down."""
 
     streams: Budget
     memory: Budget
     chunk_size: int
+    may_retry: Callable[[int], bool] = _never
+    log: UploadLog | None = None
 
 
 def copies_within(source: Source, sink: Sink) -> bool:
@@ -95,118 +126,380 @@ async def transfer(
     options: WriteOptions,
     lanes: Lanes,
     progress: Progress,
+    old: Entry | None = None,
 ) -> Entry:
     """Copy one file by any route but "within" and return what the sink made of it.
 
-    Raises Changed when the source is no longer `entry`, IntegrityError when lengths disagree; then
-    nothing is visible at `path` and nothing is left behind.
+    `old` is what was listed at `path`. Raises Changed when the source is no longer `entry`,
+    IntegrityError when lengths or digests disagree; then nothing is visible at `path` and nothing is left
+    behind.
     """
-    part_size = part_size_for(entry.size, lanes.chunk_size, sink.limits)
-    upload = await sink.upload(path, entry, options, part_size)
-    try:
-        if choose_route(entry, source, sink, lanes.chunk_size) == "stream" or entry.size is None:
-            size = await _stream(source, upload, entry, part_size, lanes, progress)
-        else:
-            size = entry.size
-            await _parts(source, upload, entry, size, part_size, lanes, progress)
-        made = await upload.commit(size)
-    except BaseException:
-        # Not even a second cancellation may leave a half file or an orphan upload.
-        await asyncio.shield(upload.abort())
-        raise
+    route = choose_route(entry, source, sink, lanes.chunk_size)
+    chunk = lanes.chunk_size
+    if route == "stream":
+        chunk = min(chunk, max(READ_BUFFER, lanes.memory.limit // STREAM_PARTS))
+    part_size = part_size_for(entry.size, chunk, sink.limits)
+    download: Download | None = None
+    if route != "stream" and offers(source, Downloads):
+        download = await persistently(lambda: source.open_download(entry), lanes.may_retry)
+        entry = download.entry
+    if entry.mtime_ns is None and entry.stored_ns is not None:
+        entry = entry._replace(mtime_ns=entry.stored_ns)  # the best there is to say of its age
+    upload = await persistently(
+        lambda: sink.upload(path, entry, options, part_size, old), lanes.may_retry
+    )
+    with _noted(sink, path, upload, lanes):
+        try:
+            move = _Move(source, download, upload, entry, lanes, progress)
+            if route == "stream" or entry.size is None:
+                grid = Grid(part_size, entry.size is None, sink.limits.max_part)
+                size = await move.stream(grid)
+            else:
+                size = entry.size
+                await move.parts(part_size)
+            made = await persistently(lambda: upload.commit(size), lanes.may_retry)
+        except BaseException:
+            # Not even a second cancellation may leave a half file or an orphan upload.
+            await asyncio.shield(upload.abort())
+            raise
     if made.size != size:
         raise IntegrityError(f"{size} bytes were sent, the store has {made.size}", where=path)
     return made
 
 
-async def _stream(
-    source: Source, upload: Upload, entry: Entry, part_size: int, lanes: Lanes, progress: Progress
-) -> int:
-    """All bytes in order, in writes of a part each; the number of bytes."""
-    position = 0
-    async with lanes.streams.spend(1), lanes.memory.spend(part_size + READ_BUFFER):
-        part = bytearray()
-        async with closing(source.read(entry, 0, None)) as buffers:
-            async for buffer in buffers:
-                rest = memoryview(buffer)
-                while rest:
-                    taken = min(len(rest), part_size - len(part))
-                    part += rest[:taken]
-                    rest = rest[taken:]
-                    if len(part) == part_size:
-                        await upload.write(position, part)
-                        position += part_size
-                        progress(part_size)
-                        part = bytearray()
-        if part:
-            await upload.write(position, part)
-            position += len(part)
-            progress(len(part))
-    if entry.size is not None and position != entry.size:
-        raise Changed(f"{position} bytes arrived, {entry.size} were listed", where=entry.path)
-    return position
-
-
-async def _parts(
-    source: Source,
-    upload: Upload,
-    entry: Entry,
-    size: int,
-    part_size: int,
-    lanes: Lanes,
-    progress: Progress,
-) -> None:
-    file: PinnedFile | None = None
+@contextlib.contextmanager
+def _noted(sink: Sink, path: str, upload: Upload, lanes: Lanes) -> Iterator[None]:
+    """Keep the upload written down for as long as it could be left behind."""
+    ticket = upload.ticket if offers(upload, LeavesTraces) else None
+    if ticket is None or lanes.log is None:
+        yield
+        return
+    noted = lanes.log.note(sink, path, ticket)
+    # Not forgotten when the process dies of what happens inside, and no harm if its end was clean.
     try:
-        if offers(source, LocalFiles) and offers(upload, WritesFromFile):
-            file = await source.open_file(entry)
-
-        async def move(start: int, stop: int) -> None:
-            if file is not None and offers(upload, WritesFromFile):
-                async with lanes.streams.spend(1):
-                    await upload.write_from_file(start, stop, file.fileno(), progress)
-            elif offers(source, ReadsIntoFile) and offers(upload, LocalUpload):
-                async with lanes.streams.spend(1):
-                    await source.read_into_file(entry, start, stop, upload.fileno(), progress)
-                    upload.covers(start, stop)
-            else:
-                await _move_in_memory(source, upload, entry, start, stop, lanes, progress)
-
-        ranges = list(parts(size, part_size))
-        if len(ranges) == 1:
-            await move(*ranges[0])
-        elif ranges:
-            await run_all(lanes.streams.limit, (move(*one) for one in ranges))
-        if file is not None:
-            file.verify()
+        yield
     finally:
-        if file is not None:
-            file.close()
+        lanes.log.forget(noted)
 
 
-async def _move_in_memory(
-    source: Source,
-    upload: Upload,
-    entry: Entry,
-    start: int,
-    stop: int,
-    lanes: Lanes,
-    progress: Progress,
-) -> None:
-    length = stop - start
-    async with lanes.streams.spend(1), lanes.memory.spend(length + min(length, READ_BUFFER)):
-        part = bytearray(length)
-        filled = 0
-        async with closing(source.read(entry, start, stop)) as buffers:
-            async for buffer in buffers:
-                end = filled + len(buffer)
-                if end > length:
-                    raise IntegrityError("more bytes arrived than were asked for", where=entry.path)
-                part[filled:end] = buffer
-                filled = end
-        if filled != length:
+class _Once:
+    """Tells of a part's bytes once, however often the part is tried."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._told = 0
+        self._now = 0
+
+    def restart(self) -> None:
+        self._now = 0
+
+    def __call__(self, nbytes: int, /) -> None:
+        self._now += nbytes
+        if self._now > self._told:
+            self._progress(self._now - self._told)
+            self._told = self._now
+
+
+@dataclass(slots=True)
+class _Move:
+    """The bytes of one file on their way."""
+
+    source: Source
+    download: Download | None
+    upload: Upload
+    entry: Entry
+    lanes: Lanes
+    progress: Progress
+    file: PinnedFile | None = None
+
+    # -- parts ---------------------------------------------------------------------------------------
+
+    async def parts(self, part_size: int) -> None:
+        """All parts in parallel, and the file checked as a whole."""
+        source, upload = self.source, self.upload
+        size = self.entry.size or 0
+        try:
+            if offers(source, LocalFiles) and offers(upload, WritesFromFile):
+                self.file = await source.open_file(self.entry)
+            ranges = list(parts(size, part_size))
+            if len(ranges) == 1:
+                await self._part(*ranges[0])
+            elif ranges:
+                width = min(self.lanes.streams.limit, len(ranges))
+                await run_all(width, (self._part(*one) for one in ranges))
+            if self.file is not None:
+                self.file.verify()
+            if self.download is not None:
+                fd = upload.fileno() if offers(upload, LocalUpload) else None
+                await self.download.verify(fd)
+        finally:
+            if self.file is not None:
+                self.file.close()
+
+    async def _part(self, start: int, stop: int) -> None:
+        once = _Once(self.progress)
+
+        async def move() -> None:
+            once.restart()
+            await self._try_part(start, stop, once)
+
+        await persistently(move, self.lanes.may_retry)
+
+    async def _try_part(self, start: int, stop: int, progress: Progress) -> None:
+        source, upload, lanes = self.source, self.upload, self.lanes
+        if self.file is not None and offers(upload, WritesFromFile):
+            async with lanes.streams.spend(1):
+                await upload.write_from_file(start, stop, self.file.fileno(), progress)
+        elif self.download is not None and offers(upload, LocalUpload):
+            async with lanes.streams.spend(1):
+                await self.download.read_into_file(start, stop, upload.fileno(), progress)
+                upload.covers(start, stop)
+        elif offers(source, ReadsIntoFile) and offers(upload, LocalUpload):
+            async with lanes.streams.spend(1):
+                await source.read_into_file(self.entry, start, stop, upload.fileno(), progress)
+                upload.covers(start, stop)
+        elif self._fits(stop - start):
+            await self._by_memory(start, stop, progress)
+        else:
+            await self._by_disk(start, stop, progress)
+
+    def _fits(self, length: int) -> bool:
+        return length + min(length, READ_BUFFER) <= self.lanes.memory.limit
+
+    def _read(self, start: int, stop: int) -> AsyncIterator[Buffer]:
+        if self.download is not None:
+            return self.download.read(start, stop)
+        return self.source.read(self.entry, start, stop)
+
+    async def _by_memory(self, start: int, stop: int, progress: Progress) -> None:
+        lanes, length = self.lanes, stop - start
+        async with lanes.streams.spend(1), lanes.memory.spend(length + min(length, READ_BUFFER)):
+            part = bytearray(length)
+            filled = 0
+            async with closing(self._read(start, stop)) as buffers:
+                async for buffer in buffers:
+                    end = filled + len(buffer)
+                    self._refuse_excess(end, length)
+                    part[filled:end] = buffer
+                    filled = end
+            self._refuse_gap(filled, length, start)
+            await self.upload.write(start, part)
+        progress(length)
+
+    async def _by_disk(self, start: int, stop: int, progress: Progress) -> None:
+        """A part that must be larger than the memory granted: through a file without a name."""
+        lanes = self.lanes
+        async with lanes.streams.spend(1), lanes.memory.spend(READ_BUFFER):
+            with _staging_file() as file:
+                filled = 0
+                async with closing(self._read(start, stop)) as buffers:
+                    async for buffer in buffers:
+                        self._refuse_excess(filled + len(buffer), stop - start)
+                        await _stage(file, start + filled, buffer)
+                        filled += len(buffer)
+                self._refuse_gap(filled, stop - start, start)
+                await self._write_staged(start, stop, file, progress)
+
+    def _refuse_excess(self, arrived: int, length: int) -> None:
+        if arrived > length:
+            raise IntegrityError("more bytes arrived than were asked for", where=self.entry.path)
+
+    def _refuse_gap(self, arrived: int, length: int, start: int) -> None:
+        if arrived != length:
             raise Changed(
-                f"{filled} of {length} bytes arrived from offset {start}", where=entry.path
+                f"{arrived} of {length} bytes arrived from offset {start}", where=self.entry.path
             )
-        await upload.write(start, part)
-    progress(length)
+
+    async def _write_staged(
+        self, start: int, stop: int, file: IO[bytes], progress: Progress
+    ) -> None:
+        upload = self.upload
+        if not offers(upload, WritesFromFile):
+            raise Unsupported(
+                f"the store takes parts of {stop - start} bytes, more than may be held in memory",
+                where=self.entry.path,
+                hint="raise buffer_size",
+            )
+        await upload.write_from_file(start, stop, file.fileno(), progress)
+
+    # -- streams -------------------------------------------------------------------------------------
+
+    async def stream(self, grid: Grid) -> int:
+        """All bytes, read in order and written as parts, several at once; the number of bytes."""
+        entry, lanes = self.entry, self.lanes
+        first = grid.length(0) if entry.size is None else min(grid.length(0), entry.size)
+        position = number = 0
+        async with lanes.streams.spend(1), lanes.memory.spend(first + READ_BUFFER):
+            writes = _Writes(lanes, first if self._fits(first) else 0)
+            try:
+                async with closing(self.source.read(entry, 0, None)) as buffers:
+                    feed = _Feed(buffers)
+                    while await feed.more():
+                        length = grid.length(number)
+                        if entry.size is not None:
+                            length = min(length, entry.size - position)
+                            if not length:
+                                raise Changed("it became longer", where=entry.path)
+                        if await writes.has_room(length):
+                            taken = await self._stream_part(feed, position, length, writes)
+                        else:
+                            taken = await self._stage_part(feed, position, length)
+                        position += taken
+                        number += 1
+                    await writes.finish()
+            finally:
+                await writes.cancel()
+        if entry.size is not None and position != entry.size:
+            raise Changed(f"{position} bytes arrived, {entry.size} were listed", where=entry.path)
+        return position
+
+    async def _stream_part(self, feed: _Feed, start: int, length: int, writes: _Writes) -> int:
+        """One part read into memory, for which there is room, and its write begun."""
+        part = bytearray()
+        while len(part) < length and await feed.more():
+            part += feed.take(length - len(part))
+
+        async def write() -> None:
+            await persistently(lambda: self.upload.write(start, part), self.lanes.may_retry)
+            self.progress(len(part))
+
+        writes.begin(write)
+        return len(part)
+
+    async def _stage_part(self, feed: _Feed, start: int, length: int) -> int:
+        """One part that is too large for the memory granted."""
+        with _staging_file() as file:
+            taken = 0
+            while taken < length and await feed.more():
+                piece = feed.take(length - taken)
+                await _stage(file, start + taken, piece)
+                taken += len(piece)
+            once = _Once(self.progress)
+
+            async def write() -> None:
+                once.restart()
+                await self._write_staged(start, start + taken, file, once)
+
+            await persistently(write, self.lanes.may_retry)
+        return taken
+
+
+class _Feed:
+    """Buffers of a read, cut as parts need them."""
+
+    def __init__(self, buffers: AsyncIterator[Buffer]) -> None:
+        self._buffers = buffers
+        self._rest = memoryview(b"")
+
+    async def more(self) -> bool:
+        """True while there are bytes; waits for them."""
+        while not self._rest:
+            try:
+                self._rest = memoryview(await anext(self._buffers))
+            except StopAsyncIteration:
+                return False
+        return True
+
+    def take(self, most: int) -> memoryview:
+        """Up to `most` of the bytes at hand, valid until `more` is asked again."""
+        taken, self._rest = self._rest[:most], self._rest[most:]
+        return taken
+
+
+class _Writes:
+    """Writes of a stream's parts, a few at once; the first error ends the stream.
+
+    Memory for one part of `own` bytes is granted for the whole time, and a stream, so that no two wait for
+    each other; what more there is to have is taken, but never waited for.
+    """
+
+    def __init__(self, lanes: Lanes, own: int) -> None:
+        self._memory = lanes.memory
+        self._streams = lanes.streams
+        self._own = own
+        self._own_is_free = True
+        self._next: int | None = None  # memory taken for the next part, 0 for the own
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._error: FastsyncError | None = None
+
+    async def has_room(self, length: int) -> bool:
+        """True when a part of that length may be read into memory; False when there is not enough for
+        one at all. Raises the error of an earlier write."""
+        while True:
+            if self._error is not None:
+                raise self._error
+            if self._own_is_free and length <= self._own:
+                self._own_is_free = False
+                self._next = 0
+                return True
+            if len(self._tasks) < STREAM_PARTS and self._streams.try_take(1):
+                if self._memory.try_take(length):
+                    self._next = length
+                    return True
+                self._streams.give_back(1)
+            if not self._tasks:
+                return False
+            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+
+    def begin(self, write: Callable[[], Awaitable[None]]) -> None:
+        """Start a write with the memory that `has_room` found."""
+        taken, self._next = self._next, None
+
+        async def run() -> None:
+            try:
+                await write()
+            except FastsyncError as error:
+                self._error = self._error or error
+
+        def done(task: asyncio.Task[None]) -> None:
+            # Not in `run`: a task that is cancelled before it began never gets there.
+            self._tasks.discard(task)
+            self._release(taken)
+
+        task = asyncio.create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(done)
+
+    def _release(self, taken: int | None) -> None:
+        if taken == 0:
+            self._own_is_free = True
+        elif taken is not None:
+            self._memory.give_back(taken)
+            self._streams.give_back(1)
+
+    async def finish(self) -> None:
+        """Wait for all of them. Raises the first error."""
+        if self._tasks:
+            await asyncio.gather(*self._tasks)
+        if self._error is not None:
+            raise self._error
+
+    async def cancel(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._release(self._next)
+        self._next = None
+
+
+def _staging_file() -> IO[bytes]:
+    try:
+        return tempfile.TemporaryFile(buffering=0)
+    except OSError as error:
+        raise from_os_error(error, tempfile.gettempdir()) from error
+
+
+async def _stage(file: IO[bytes], position: int, data: Buffer) -> None:
+    """Write at the offset that the bytes have in the file, where `write_from_file` looks for them."""
+
+    def write() -> None:
+        file.seek(position)
+        view = memoryview(data)
+        while view:
+            view = view[file.write(view) :]
+
+    try:
+        await asyncio.get_running_loop().run_in_executor(None, write)
+    except OSError as error:
+        raise from_os_error(error, tempfile.gettempdir()) from error

@@ -12,13 +12,18 @@ import pytest
 pytest.register_assert_rewrite(
     "fastsync.testing.abilities",
     "fastsync.testing.reading",
+    "fastsync.testing.batches",
     "fastsync.testing.vocabulary",
     "fastsync.testing.writing",
 )
 
 from fastsync.testing.abilities import StoreConformance  # noqa: E402
 from fastsync.testing.box import Box  # noqa: E402
-from fastsync.testing.memory import BareMemoryBackend, MemoryBackend  # noqa: E402
+from fastsync.testing.memory import (  # noqa: E402
+    BareMemoryBackend,
+    MemoryBackend,
+    ObjectMemoryBackend,
+)
 from fastsync.testing.reading import SourceConformance  # noqa: E402
 from fastsync.testing.trouble import Faults, Gauge, Trouble  # noqa: E402
 
@@ -28,6 +33,7 @@ __all__ = [
     "Faults",
     "Gauge",
     "MemoryBackend",
+    "ObjectMemoryBackend",
     "SourceConformance",
     "StoreConformance",
     "Trouble",

@@ -30,6 +30,7 @@ from fastsync.errors import (
     Vanished,
 )
 from fastsync.location import Location
+from fastsync.testing.batches import BatchConformance
 from fastsync.testing.vocabulary import (
     LATER,
     begin,
@@ -49,10 +50,9 @@ from fastsync.testing.vocabulary import (
     read,
     write,
 )
-from fastsync.testing.writing import SinkConformance
 
 
-class StoreConformance(SinkConformance):
+class StoreConformance(BatchConformance):
     """Everything a store can promise.
 
     Subclass it as ``class TestMine(StoreConformance)`` and say in `make_root` where an empty place is.
@@ -78,7 +78,7 @@ class StoreConformance(SinkConformance):
         moved: list[int] = []
         assert await sink.copy_from(sink, jobs, WriteOptions(), moved.append) == [None] * len(jobs)
         assert sum(moved) == sum(map(len, contents.values()))
-        for entry, path in jobs:
+        for entry, path, _ in jobs:
             assert await read(sink, path) == contents[entry.path]
             copy = await sink.stat(path)
             assert (copy.size, copy.mtime_ns, copy.mode) == entry[2:5]
@@ -310,7 +310,7 @@ class StoreConformance(SinkConformance):
             for entry in await listing(sink)
         ]
         assert await sink.set_attributes(wanted, WriteOptions()) == [None] * len(wanted)
-        for _, path in wanted:
+        for _, path, _ in wanted:
             entry = await sink.stat(path)
             if (step := sink.limits.mtime_step_ns) is not None:
                 assert entry.mtime_ns == LATER - LATER % step

@@ -28,6 +28,7 @@ class Node:
     target: str | None = None
     owner: Owner | None = None
     version: int = field(default_factory=_versions.__next__)
+    stored_ns: int = field(default_factory=time.time_ns)
     children: dict[str, Node] = field(default_factory=dict)
 
 

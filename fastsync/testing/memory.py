@@ -22,12 +22,15 @@ from fastsync.backend import (
     CopyJob,
     Entry,
     Fault,
+    Grid,
     Limits,
+    Loaded,
     Page,
     Progress,
     ScanOptions,
     Source,
     StoreOptions,
+    WholeJob,
     WriteOptions,
 )
 from fastsync.errors import (
@@ -37,6 +40,7 @@ from fastsync.errors import (
     IntegrityError,
     NameRefused,
     NotFound,
+    Overtaken,
     Unsupported,
     UsageError,
     Vanished,
@@ -51,6 +55,7 @@ _BLOCK = 256 << 10
 _PERMISSIONS = 0o777
 
 _Item = TypeVar("_Item")
+_Made = TypeVar("_Made")
 
 
 class BareMemoryStore:
@@ -146,9 +151,14 @@ class BareMemoryStore:
                     yield block
 
     async def upload(
-        self, path: str, like: Entry, options: WriteOptions, part_size: int
+        self,
+        path: str,
+        like: Entry,
+        options: WriteOptions,
+        part_size: int,
+        old: Entry | None = None,
     ) -> BareMemoryUpload:
-        return await self._begin(BareMemoryUpload(self, path, like, options, part_size))
+        return await self._begin(BareMemoryUpload(self, path, like, options, part_size, old))
 
     async def delete(self, entries: Sequence[Entry]) -> list[FastsyncError | None]:
         return await self._each("delete", entries, lambda entry: entry.path, self._delete)
@@ -241,6 +251,14 @@ class BareMemoryStore:
             raise Conflict("a directory stands there", where=self._told(path))
         return parent, name
 
+    def _guard(self, path: str, old: Entry | None, options: WriteOptions) -> None:
+        """Raises Overtaken when a guarded write finds anything but `old`."""
+        if not options.guarded:
+            return
+        node = self._find(path, follow=False)
+        if (node and str(node.version)) != (old and old.version):
+            raise Overtaken("somebody else wrote there", where=self._told(path))
+
     def _store(self, path: str, node: Node) -> Entry:
         """Put `node` at `path`: the one moment at which a write becomes visible."""
         parent, name = self._slot(path, make=True)
@@ -286,9 +304,17 @@ class BareMemoryUpload:
     """A file on its way. A store with a least part size takes whole parts only, as its kind does."""
 
     def __init__(
-        self, store: BareMemoryStore, path: str, like: Entry, options: WriteOptions, part_size: int
+        self,
+        store: BareMemoryStore,
+        path: str,
+        like: Entry,
+        options: WriteOptions,
+        part_size: int,
+        old: Entry | None,
     ) -> None:
         self.path = path
+        self._grid = Grid(part_size, like.size is None, store.limits.max_part)
+        self._old = old
         self.part_size = part_size
         self._store = store
         self._box = store._box
@@ -307,21 +333,33 @@ class BareMemoryUpload:
         if not self._open:
             raise UsageError("the upload is over", where=self._told())
         stop = start + len(data)
-        if self._box.limits.min_part > 1 and (start % self.part_size or len(data) > self.part_size):
+        if self._box.limits.min_part > 1 and not self._is_in_part(start, stop):
             raise UsageError(f"[{start}, {stop}) is not a part", where=self._told())
         if len(self._content) < stop:
             self._content.extend(bytes(stop - len(self._content)))
         self._content[start:stop] = data
         self._ranges[start] = max(stop, self._ranges.get(start, stop))
 
+    def _is_in_part(self, start: int, stop: int) -> bool:
+        try:
+            number = self._grid.number(start)
+        except ValueError:
+            return False
+        return stop - start <= self._grid.length(number)
+
     async def commit(self, size: int) -> Entry:
         try:
             await self._box.faults.meet("commit", self.path)
             self._check(size)
+            self._store._guard(self.path, self._old, self._options)
             node = self._store._node(self._like, self._options, bytes(self._content))
-            return self._store._store(self.path, node)
-        finally:
-            self._close()
+            made = self._store._store(self.path, node)
+        except FastsyncError as error:
+            if not error.transient:
+                self._close()
+            raise
+        self._close()
+        return made
 
     def _check(self, size: int) -> None:
         if not self._open:
@@ -330,7 +368,10 @@ class BareMemoryUpload:
         for start, stop in sorted(self._ranges.items()):
             if start > reached:
                 break
-            if self._box.limits.min_part > 1 and stop < size and stop - start < self.part_size:
+            part = (
+                self._grid.length(self._grid.number(start)) if self._box.limits.min_part > 1 else 0
+            )
+            if stop < size and stop - start < part:
                 raise UsageError(f"[{start}, {stop}) is not a whole part", where=self._told())
             reached = max(reached, stop)
         if reached != size or len(self._content) != size:
@@ -357,6 +398,102 @@ class BareMemoryUpload:
 _AnyUpload = TypeVar("_AnyUpload", bound=BareMemoryUpload)
 
 
+class ObjectMemoryStore(BareMemoryStore):
+    """A bucket of objects: times and modes that only a closer look tells, small files in batches, and
+    writes that mind what stands there."""
+
+    def _listed(self, path: str, node: Node) -> Entry:
+        entry = self._entry(path, node)
+        return entry._replace(mtime_ns=None, mode=None, stored_ns=node.stored_ns)
+
+    async def scan(self, options: ScanOptions) -> AsyncIterator[Page]:
+        async for page in super().scan(options):
+            entries = [
+                self._listed(entry.path, node)
+                if entry.kind == "file" and (node := self._find(entry.path, follow=False))
+                else entry
+                for entry in page.entries
+            ]
+            yield Page(entries, page.faults)
+
+    async def complete(self, entries: Sequence[Entry]) -> list[Entry | FastsyncError]:
+        def look(entry: Entry) -> Entry:
+            return self._entry(entry.path, self._pinned(entry))
+
+        return await self._answer("complete", entries, lambda entry: entry.path, look)
+
+    async def read_whole(self, entries: Sequence[Entry]) -> list[Loaded | FastsyncError]:
+        def load(entry: Entry) -> Loaded:
+            node = self._pinned(entry)
+            return Loaded(self._entry(entry.path, node), node.content)
+
+        return await self._answer("read_whole", entries, lambda entry: entry.path, load)
+
+    async def write_whole(
+        self, jobs: Sequence[WholeJob], options: WriteOptions
+    ) -> list[FastsyncError | None]:
+        def write(job: WholeJob) -> None:
+            self._guard(job.path, job.old, options)
+            self._store(job.path, self._node(job.entry, options, bytes(job.data)))
+
+        return await self._each("write_whole", jobs, lambda job: job.path, write)
+
+    async def open_download(self, entry: Entry) -> MemoryDownload:
+        await self._box.faults.meet("open_download", entry.path)
+        return MemoryDownload(self, self._entry(entry.path, self._pinned(entry)))
+
+    async def _answer(
+        self,
+        method: str,
+        items: Sequence[_Item],
+        path_of: Callable[[_Item], str],
+        act: Callable[[_Item], _Made],
+    ) -> list[_Made | FastsyncError]:
+        made: list[_Made | FastsyncError] = []
+
+        def collect(item: _Item) -> None:
+            made.append(act(item))
+
+        for item in items:
+            (error,) = await self._each(method, [item], path_of, collect)
+            if error is not None:
+                made.append(error)
+        return made
+
+
+class MemoryDownload:
+    """A file being read in parts, each of which counts once."""
+
+    def __init__(self, store: ObjectMemoryStore, entry: Entry) -> None:
+        self.entry = entry
+        self._store = store
+        self._node = store._pinned(entry)
+        self._seen: dict[int, bytes] = {}
+
+    async def read_into_file(self, start: int, stop: int, fd: int, progress: Progress) -> None:
+        position = start
+        async for block in self.read(start, stop):
+            try:
+                os.pwrite(fd, block, position)
+            except OSError as error:
+                raise from_os_error(error) from error
+            position += len(block)
+            progress(len(block))
+
+    async def read(self, start: int, stop: int) -> AsyncIterator[Buffer]:
+        part = bytearray()
+        async for block in self._store.read(self.entry, start, stop):
+            part += block
+            yield block
+        self._seen[start] = bytes(part)
+
+    async def verify(self, fd: int | None) -> bool:
+        await self._store._box.faults.meet("verify", self.entry.path)
+        if b"".join(self._seen[start] for start in sorted(self._seen)) != self._node.content:
+            raise IntegrityError("the parts do not add up", where=self.entry.path)
+        return True
+
+
 class MemoryStore(BareMemoryStore):
     """A tree with everything: the abilities of the contract that need no disk."""
 
@@ -364,9 +501,14 @@ class MemoryStore(BareMemoryStore):
     algorithms = ("sha256", "md5")
 
     async def upload(
-        self, path: str, like: Entry, options: WriteOptions, part_size: int
+        self,
+        path: str,
+        like: Entry,
+        options: WriteOptions,
+        part_size: int,
+        old: Entry | None = None,
     ) -> MemoryUpload:
-        return await self._begin(MemoryUpload(self, path, like, options, part_size))
+        return await self._begin(MemoryUpload(self, path, like, options, part_size, old))
 
     def can_copy_from(self, source: Source) -> bool:
         return isinstance(source, BareMemoryStore)
@@ -496,3 +638,11 @@ class BareMemoryBackend(MemoryBackend):
     limits = Limits()
     _boxes: ClassVar[dict[str, Box]] = {}
     _store = BareMemoryStore
+
+
+class ObjectMemoryBackend(MemoryBackend):
+    """Serves `ObjectMemoryStore`: like a bucket whose objects keep times and modes as metadata."""
+
+    limits = Limits(mtime_step_ns=1, mode_mask=0o777, conditional_writes=True)
+    _boxes: ClassVar[dict[str, Box]] = {}
+    _store = ObjectMemoryStore

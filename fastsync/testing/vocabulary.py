@@ -13,6 +13,7 @@ import pytest
 from fastsync.backend import (
     READ_BUFFER,
     Buffer,
+    CompletesEntries,
     CopyJob,
     Entry,
     Fault,
@@ -73,10 +74,16 @@ def ignore(_: int) -> None:
 
 
 async def listing(source: Source, options: ScanOptions | None = None) -> list[Entry]:
-    """Every entry, of a listing that missed nothing."""
+    """Every entry, of a listing that missed nothing, with all that the store knows of it."""
     entries, faults = await listing_and_faults(source, options)
     assert faults == []
-    return entries
+    if not isinstance(source, CompletesEntries):
+        return entries
+    completed: list[Entry] = []
+    for entry, answer in zip(entries, await source.complete(entries), strict=True):
+        assert isinstance(answer, Entry), f"{entry.path}: {answer}"
+        completed.append(answer)
+    return completed
 
 
 async def listing_and_faults(

@@ -18,11 +18,13 @@ from fastsync.backend import (
     Fault,
     Kind,
     Limits,
+    Loaded,
     Owner,
     Page,
     Progress,
     ScanOptions,
     Source,
+    WholeJob,
     WriteOptions,
 )
 from fastsync.errors import (
@@ -52,6 +54,7 @@ from fastsync_local.crew import TELL_EVERY, Crew
 from fastsync_local.files import LocalFile, LocalUpload, digest, rules_for
 from fastsync_local.held import HeldDirectories, Root, insist
 from fastsync_local.lanes import Lane, LaneFailed
+from fastsync_local.small import read_files, write_files
 from fastsync_local.walk import Walk
 
 if TYPE_CHECKING:
@@ -274,6 +277,22 @@ class LocalStore:
         finally:
             file.close()
 
+    async def read_whole(self, entries: Sequence[Entry]) -> list[Loaded | FastsyncError]:
+        """See `ReadsWhole.read_whole`."""
+        stop = threading.Event()
+
+        def work() -> list[Loaded | FastsyncError]:
+            held = HeldDirectories(self.root.descriptor(), follow=self._follow)
+            try:
+                return read_files(held, entries, self.where, stop.is_set, follow=self._follow)
+            finally:
+                held.close()
+
+        try:
+            return await self._crew.in_thread(work, stop.set)
+        except OSError as error:
+            raise from_os_error(error, str(self._location)) from error
+
     async def digest(self, entry: Entry, algorithm: str) -> str:
         """See `Hashes.digest`."""
         if algorithm not in self.algorithms:
@@ -290,7 +309,12 @@ class LocalStore:
     # -- writing -------------------------------------------------------------------------------------
 
     async def upload(
-        self, path: str, like: Entry, options: WriteOptions, part_size: int
+        self,
+        path: str,
+        like: Entry,
+        options: WriteOptions,
+        part_size: int,
+        old: Entry | None = None,
     ) -> LocalUpload:
         """See `Sink.upload`."""
         return await self._crew.in_thread(
@@ -315,6 +339,18 @@ class LocalStore:
                 raise
         return LocalUpload(self._crew, own, target, path, like, self.where(path), options)
 
+    async def write_whole(
+        self, jobs: Sequence[WholeJob], options: WriteOptions
+    ) -> list[FastsyncError | None]:
+        """See `WritesWhole.write_whole`."""
+        stop = threading.Event()
+
+        def work() -> list[FastsyncError | None]:
+            with self._held_target("") as held:
+                return write_files(held, jobs, options, self.where, stop.is_set)
+
+        return await self._crew.in_thread(work, stop.set)
+
     def can_copy_from(self, source: Source) -> bool:
         return isinstance(source, LocalStore)
 
@@ -336,7 +372,7 @@ class LocalStore:
                 entry.mode or 0,
                 tuple(entry.owner) if entry.owner else None,  # type: ignore[misc]
             )
-            for entry, path in jobs
+            for entry, path, _ in jobs
         ]
         rules = rules_for(options, follow=source._follow)
         try:

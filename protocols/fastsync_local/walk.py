@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     # The fields of Entry, in its order.
     Row: TypeAlias = tuple[
-        str, Kind, int | None, int | None, int, str | None, None, tuple[int, int] | None
+        str, Kind, int | None, int | None, int, str | None, None, tuple[int, int] | None, None
     ]
     # Path, errno, text.
     RowFault: TypeAlias = tuple[str, int, str]
@@ -246,7 +246,7 @@ class Walk:
             return
         owner = (status.st_uid, status.st_gid) if self._owner else None
         mode = status.st_mode & 0o7777
-        self._rows.append((path, "dir", None, status.st_mtime_ns, mode, None, None, owner))
+        self._rows.append((path, "dir", None, status.st_mtime_ns, mode, None, None, owner, None))
         self._enter(level, name, path)
 
     def _enter(self, level: _Level, name: str, path: str) -> None:
@@ -304,6 +304,7 @@ class Walk:
                         None,
                         None,
                         None,
+                        None,
                     )
                     if status.st_mode & 0o170000 == 0o100000
                     else self._row(level, name, status)
@@ -342,7 +343,7 @@ class Walk:
             self._fault(path, OSError(errno.ESTALE, "became a directory during the walk"))
             return None
         owner = (status.st_uid, status.st_gid) if self._owner else None
-        return path, kind, size, status.st_mtime_ns, mode & 0o7777, target, None, owner
+        return path, kind, size, status.st_mtime_ns, mode & 0o7777, target, None, owner, None
 
     def _fault(self, path: str, error: OSError) -> None:
         # Under -L "no such file" is what a dangling link says, and that one is there.

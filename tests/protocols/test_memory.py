@@ -26,7 +26,14 @@ from fastsync.backend import (
 )
 from fastsync.errors import Transient, UsageError
 from fastsync.location import Location, parse
-from fastsync.testing import BareMemoryBackend, Faults, Gauge, MemoryBackend, StoreConformance
+from fastsync.testing import (
+    BareMemoryBackend,
+    Faults,
+    Gauge,
+    MemoryBackend,
+    ObjectMemoryBackend,
+    StoreConformance,
+)
 
 _names = itertools.count()
 
@@ -54,10 +61,18 @@ class TestBucket(StoreConformance):
         return BareMemoryBackend(), parse(f"mem://{name}/place/")
 
 
+class TestObjects(StoreConformance):
+    """Times that only a closer look tells, batches, guarded writes."""
+
+    async def make_root(self, tmp_path: Path) -> tuple[Backend, Location]:
+        return ObjectMemoryBackend(), parse(f"mem://box{next(_names)}/")
+
+
 @pytest.fixture(autouse=True)
 def _forget_boxes() -> None:
     MemoryBackend.reset()
     BareMemoryBackend.reset()
+    ObjectMemoryBackend.reset()
 
 
 async def connect(backend: MemoryBackend, place: str = "mem://box/") -> Sink:

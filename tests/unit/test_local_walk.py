@@ -88,14 +88,18 @@ def oracle(top: Path) -> Rows:
             common = (status.st_mtime_ns, mode)
             if stat.S_ISDIR(status.st_mode):
                 rows.append(
-                    (os.fsencode(path + "/"), (path, "dir", None, *common, None, None, None))
+                    (os.fsencode(path + "/"), (path, "dir", None, *common, None, None, None, None))
                 )
             elif stat.S_ISLNK(status.st_mode):
                 target = os.readlink(full)
-                rows.append((os.fsencode(path), (path, "link", None, *common, target, None, None)))
+                rows.append(
+                    (os.fsencode(path), (path, "link", None, *common, target, None, None, None))
+                )
             else:
                 size = status.st_size
-                rows.append((os.fsencode(path), (path, "file", size, *common, None, None, None)))
+                rows.append(
+                    (os.fsencode(path), (path, "file", size, *common, None, None, None, None))
+                )
     return [row for _, row in sorted(rows)]
 
 
@@ -254,7 +258,7 @@ def test_kinds(tmp_path: Path) -> None:
     for row in rows:
         status = os.lstat(tmp_path / row[0])
         assert row[3:5] == (status.st_mtime_ns, stat.S_IMODE(status.st_mode))
-        assert row[6:] == (None, None)
+        assert row[6:] == (None, None, None)
 
 
 @pytest.mark.parametrize("many", [0, 100])
