@@ -99,7 +99,9 @@ class ScanOptions:
     """How to list: `prune(path)` true means the directory at `path` is listed, but not entered.
 
     `starting_with` is a hint: nobody will look at entries whose path does not begin with it, so a store
-    that can leave them out cheaply may.
+    that can leave them out cheaply may. `details` asks for times and modes that are not in the listing
+    itself, as far as they are known without another request. `raw` wants names as they are between two
+    stores with `Limits.raw_names`: an object "dir/" is a file of that name, and no directory.
 
     `links` says what a symbolic link is: an entry of kind "link", what it points to, or nothing.
     `missing_ok`: a location that does not exist lists as empty (a destination before the first copy).
@@ -111,6 +113,8 @@ class ScanOptions:
     missing_ok: bool = False
     prune: Callable[[str], bool] | None = None
     starting_with: str = ""
+    details: bool = False
+    raw: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +141,8 @@ class WriteOptions:
 class StoreOptions:
     """What a run grants a store: streams it may use at once, bytes per part and held in memory, patience.
 
+    `retries` is for what nobody else can try again: a page of a listing, a look at a place.
+
     `follow_links` reads through symbolic links below the location, where there are any. `place` holds
     the settings of this one place (endpoint, region, key file ...) by their option names, without the
     dashes in front, inner dashes as "_"; switches are "true" or "false". `state_folder` is where a store
@@ -150,6 +156,7 @@ class StoreOptions:
     buffer_size: int = 64 << 20
     stall_timeout_s: float = 60.0
     request_timeout_s: float = 60.0
+    retries: int = 5
     follow_links: bool = False
     place: Mapping[str, str] = field(default_factory=dict)
     state_folder: str | None = None
@@ -167,6 +174,7 @@ class Limits:
     `delete_batch`: how many entries one `delete` call should carry. `conditional_writes`: a guarded write
     is checked by the store itself (`WriteOptions.guarded`). `content_versions` names the kind of
     `Entry.version` where equal versions of that kind mean equal content, in any store that has the kind.
+    `raw_names`: every name can be written, also such as no disk takes ("a//b", "dir/").
     """
 
     min_part: int = 1
@@ -178,6 +186,7 @@ class Limits:
     delete_batch: int = 1000
     conditional_writes: bool = False
     content_versions: str | None = None
+    raw_names: bool = False
 
 
 # Parts of one length, in a `Grid` that grows.
@@ -517,7 +526,7 @@ class LeavesTraces(Protocol):
     @property
     def ticket(self) -> str | None:
         """What `DropsUploads.drop_upload` needs to find it again, without secrets; None while there is
-        nothing to find. Written down before the first byte moves."""
+        nothing to find, and after a clean end. Written down before the first byte moves."""
         ...
 
 

@@ -170,16 +170,15 @@ async def transfer(
 @contextlib.contextmanager
 def _noted(sink: Sink, path: str, upload: Upload, lanes: Lanes) -> Iterator[None]:
     """Keep the upload written down for as long as it could be left behind."""
-    ticket = upload.ticket if offers(upload, LeavesTraces) else None
-    if ticket is None or lanes.log is None:
+    if lanes.log is None or not offers(upload, LeavesTraces) or upload.ticket is None:
         yield
         return
-    noted = lanes.log.note(sink, path, ticket)
-    # Not forgotten when the process dies of what happens inside, and no harm if its end was clean.
+    noted = lanes.log.note(sink, path, upload.ticket)
     try:
         yield
     finally:
-        lanes.log.forget(noted)
+        if upload.ticket is None:  # else it could not be dropped, and is left to a later process
+            lanes.log.forget(noted)
 
 
 class _Once:

@@ -48,6 +48,7 @@ from fastsync.testing.vocabulary import (
     noise,
     part_size,
     read,
+    refused_name,
     write,
 )
 
@@ -111,7 +112,7 @@ class StoreConformance(BatchConformance):
         jobs = [
             CopyJob(entries["changed"], "old"),
             CopyJob(entries["gone"], "new"),
-            CopyJob(entries["good"], "../outside"),
+            CopyJob(entries["good"], refused_name(sink)),
             CopyJob(entries["good"], "copy"),
         ]
         answers = await sink.copy_from(sink, jobs, WriteOptions(), ignore)
@@ -339,7 +340,10 @@ class StoreConformance(BatchConformance):
         if not isinstance(sink, SetsAttributes):
             lacks(sink, SetsAttributes)
         await write(sink, "file", b"content")
-        jobs = [CopyJob(like(path, mtime_ns=LATER), path) for path in ("gone", "../x", "file")]
+        jobs = [
+            CopyJob(like(path, mtime_ns=LATER), path)
+            for path in ("gone", refused_name(sink), "file")
+        ]
         gone, refused, done = await sink.set_attributes(jobs, WriteOptions())
         assert isinstance(gone, NotFound)
         assert isinstance(refused, NameRefused)

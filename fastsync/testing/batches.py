@@ -35,6 +35,7 @@ from fastsync.testing.vocabulary import (
     noise,
     part_size,
     read,
+    refused_name,
     write,
 )
 from fastsync.testing.writing import SinkConformance
@@ -117,7 +118,7 @@ class BatchConformance(SinkConformance):
     async def test_write_a_batch_goes_on_after_a_failure(self, sink: Sink) -> None:
         if not isinstance(sink, WritesWhole):
             lacks(sink, WritesWhole)
-        jobs = [_job(path, b"content") for path in ("one", "../outside", "two")]
+        jobs = [_job(path, b"content") for path in ("one", refused_name(sink), "two")]
         one, outside, two = await sink.write_whole(jobs, WriteOptions())
         assert (one, two) == (None, None)
         assert isinstance(outside, NameRefused)

@@ -54,6 +54,11 @@ REFUSED = (
 SIZES = ((0, 0), (0, 1), (1, -1), (1, 0), (1, 1), (3, 7))
 
 
+def refused_name(sink: Sink) -> str:
+    """A name that the store takes for nothing: one that leaves it, or that stands for no bytes."""
+    return "half-a-character-\ud800" if sink.limits.raw_names else "../outside"
+
+
 def lacks(store: object, ability: type) -> NoReturn:
     """Skip a test of an ability that a store does not claim."""
     pytest.skip(f"{type(store).__name__} does not have the ability {ability.__name__}")

@@ -321,6 +321,8 @@ class SinkConformance(SourceConformance):
         self, sink: Sink, root: tuple[Backend, Location], path: str
     ) -> None:
         """A name that could leave the root is refused for writing and deleting, and nothing happens."""
+        if sink.limits.raw_names and path and "\ud800" not in path:
+            pytest.skip("to this store it is a name like any other")
         await write(sink, "victim", b"outside")
         await write(sink, "root/b", b"inside")
         backend, location = root

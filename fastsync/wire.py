@@ -1,0 +1,1280 @@
+"""Lean HTTP/1.1 for bodies and small objects: raw sockets, no object per chunk, no task per request.
+
+Three ways to move bytes, by what is measured to be cheapest (benches/wire.py):
+
+- small exchanges (`Wire.ask`, `Wire.ask_all`) are a state machine per connection, driven by callbacks of
+  the event loop: nothing is awaited per item;
+- bodies to and from files run in threads over blocking sockets, a large buffer or ``sendfile`` at a time,
+  with the interpreter's lock released;
+- a body in order (`Wire.receive`) is read by such a thread, one buffer ahead of its reader.
+
+What comes from a server is bounded and checked: lengths that contradict each other, heads that go on and
+bytes that nobody asked for end the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import os
+import re
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, TypeVar
+
+from fastsync.backend import Buffer, Progress
+from fastsync.errors import (
+    AccessRefused,
+    Changed,
+    FastsyncError,
+    IntegrityError,
+    Stalled,
+    Transient,
+    UsageError,
+    from_os_error,
+)
+
+T = TypeVar("T")
+
+MAX_HEAD: Final = 64 << 10
+MAX_LINES: Final = 200
+MAX_BODY: Final = 16 << 20
+# What is collected of an answer that is no success, to tell why.
+MAX_REFUSAL: Final = 1 << 20
+_BLOCK: Final = 256 << 10  # benches/wire.py: more brings nothing, less costs calls
+_SMALL: Final = 64 << 10
+_TELL_EVERY: Final = 1 << 20
+_TICK_S: Final = 1.0
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_SIZE_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")
+
+
+class Origin(NamedTuple):
+    """A server: `scheme` is "http" or "https"."""
+
+    scheme: str
+    host: str
+    port: int
+
+    @property
+    def authority(self) -> str:
+        """The Host header: the port only if it is not the scheme's own."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        usual = 443 if self.scheme == "https" else 80
+        return host if self.port == usual else f"{host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.authority}"
+
+
+@dataclass(frozen=True, slots=True)
+class WireOptions:
+    """How to reach a server, and how patiently. Times in seconds, sizes in bytes.
+
+    `request_timeout_s` bounds the silence before an answer begins, `stall_timeout_s` that within a body;
+    `min_rate` is the least of a body, in bytes per second over a stall timeout. `proxy` is a URL.
+    """
+
+    connections: int = 8
+    connect_timeout_s: float = 30.0
+    request_timeout_s: float = 60.0
+    stall_timeout_s: float = 60.0
+    min_rate: int = 64
+    idle_s: float = 30.0
+    send_buffer: int | None = None
+    recv_buffer: int | None = None
+    congestion_control: str | None = None
+    verify: bool = True
+    ca_file: str | None = None
+    proxy: str | None = None
+
+
+class Headers:
+    """Header lines of an answer, found by lower-case name. Repeated ones are joined by ", "."""
+
+    __slots__ = ("_lines",)
+
+    def __init__(self, lines: dict[str, str]) -> None:
+        self._lines = lines
+
+    def get(self, name: str, default: str | None = None) -> str | None:
+        return self._lines.get(name, default)
+
+    def __getitem__(self, name: str) -> str:
+        return self._lines[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._lines
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._lines)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def keys(self) -> Iterable[str]:
+        return self._lines.keys()
+
+    def items(self) -> Iterable[tuple[str, str]]:
+        return self._lines.items()
+
+
+class Outgoing(NamedTuple):
+    """A request: `head` from the request line to the empty line, complete, and the body.
+
+    What is `repeatable` is sent again, once, when a connection that was used before turns out to be dead.
+    `is_head`: the answer has no body, whatever it says.
+    """
+
+    head: bytes
+    body: Buffer = b""
+    repeatable: bool = True
+    is_head: bool = False
+
+
+class Reply(NamedTuple):
+    """An answer. `body` is empty where it went elsewhere."""
+
+    status: int
+    reason: str
+    headers: Headers
+    body: bytes
+
+
+class _Dead(Exception):
+    """A connection ended before an answer began; never leaves this module."""
+
+
+class _Head(NamedTuple):
+    status: int
+    reason: str
+    headers: Headers
+    length: int | None  # of the body, None to its end
+    chunked: bool
+    keeps: bool  # the connection may be used again
+
+
+def _parse_head(data: bytes, is_head: bool) -> _Head:
+    """A response head, without the empty line. Raises IntegrityError."""
+    text = data.decode("latin-1")
+    lines = text.split("\r\n")
+    status_line = lines[0]
+    if len(lines) > MAX_LINES or not status_line.startswith("HTTP/1.") or "\r" in "".join(lines):
+        raise IntegrityError("the server's answer is not HTTP/1.1")
+    code = status_line[9:12]
+    if not code.isdecimal() or len(code) != 3 or status_line[12:13] not in ("", " "):
+        raise IntegrityError("the server's answer has no status")
+    found: dict[str, str] = {}
+    for line in lines[1:]:
+        name, colon, value = line.partition(":")
+        if not colon or not _TOKEN.fullmatch(name) or "\n" in line or "\0" in line:
+            raise IntegrityError("the server's answer has a header line that is none")
+        name, value = name.lower(), value.strip(" \t")
+        if name in found:
+            if name == "content-length" and found[name] != value:
+                raise IntegrityError("the server's answer has two lengths")
+            if name != "content-length":
+                found[name] += ", " + value
+        else:
+            found[name] = value
+    status = int(code)
+    length: int | None = None
+    told = found.get("content-length")
+    if told is not None:
+        if not told.isdecimal() or len(told) > 18:
+            raise IntegrityError("the server's answer has a length that is none")
+        length = int(told)
+    chunked = False
+    if (coding := found.get("transfer-encoding")) is not None:
+        if coding.lower() != "chunked" or length is not None:
+            raise IntegrityError("the server's answer says in two ways where it ends")
+        chunked = True
+    connection = found.get("connection", "").lower()
+    keeps = "close" not in connection and (status_line[7] == "1" or "keep-alive" in connection)
+    if is_head or status in (204, 304) or status < 200:
+        length, chunked = 0, False
+    elif length is None and not chunked:
+        keeps = False
+    return _Head(status, status_line[13:], Headers(found), length, chunked, keeps)
+
+
+class _Chunks:
+    """Takes the chunked coding off what is fed to it."""
+
+    def __init__(self) -> None:
+        self._line = bytearray()
+        self._left = 0
+        self._state = "size"
+        self.done = False
+        self.excess = b""
+
+    def feed(self, data: memoryview) -> Iterator[memoryview]:
+        """The body's bytes in `data`. Raises IntegrityError."""
+        while data and not self.done:
+            if self._state == "data":
+                taken = data[: self._left]
+                data = data[len(taken) :]
+                self._left -= len(taken)
+                if not self._left:
+                    self._state = "end"
+                yield taken
+                continue
+            end = bytes(data[:MAX_HEAD]).find(b"\n")
+            self._line += data[: end + 1 if end >= 0 else len(data)]
+            if len(self._line) > MAX_HEAD:
+                raise IntegrityError("the server's answer has a line without end")
+            if end < 0:
+                return
+            data = data[end + 1 :]
+            line = bytes(self._line)
+            self._line.clear()
+            if not line.endswith(b"\r\n"):
+                raise IntegrityError("the server's answer is not in chunks as it says")
+            self._take_line(line[:-2])
+        self.excess = bytes(data)
+
+    def _take_line(self, line: bytes) -> None:
+        if self._state == "size":
+            match = _SIZE_LINE.fullmatch(line)
+            if match is None:
+                raise IntegrityError("the server's answer has a chunk without a size")
+            self._left = int(match[1], 16)
+            self._state = "data" if self._left else "trailer"
+        elif self._state == "end":
+            if line:
+                raise IntegrityError("the server's answer has a chunk that is too long")
+            self._state = "size"
+        elif not line:
+            self.done = True
+
+
+class _Connection:
+    """One socket to the server, and the small exchange on it."""
+
+    def __init__(self, wire: Wire, sock: socket.socket) -> None:
+        self._wire = wire
+        self._loop = asyncio.get_running_loop()
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.used = False
+        self.idle_since = 0.0
+        self._tls = isinstance(sock, ssl.SSLSocket)
+        self._request: Outgoing | None = None
+        self._done: Callable[[_Connection, Reply | Exception], None] | None = None
+        self._most = 0
+        self._out: memoryview = memoryview(b"")
+        self._data = bytearray()
+        self._head: _Head | None = None
+        self._chunks: _Chunks | None = None
+        self._body = bytearray()
+        self._active = 0.0
+        self._reads = False
+        self._writes = False
+
+    def start(
+        self,
+        request: Outgoing,
+        most: int,
+        done: Callable[[_Connection, Reply | Exception], None],
+    ) -> None:
+        """Begin a small exchange; `done` is told how it ended, from the event loop."""
+        self._request, self._most, self._done = request, most, done
+        self._head = self._chunks = None
+        self._active = time.monotonic()
+        self._wire.active.add(self)
+        if not self._reads:
+            self._reads = True
+            self._loop.add_reader(self.fd, self._on_readable)
+        body = request.body
+        if not body:
+            self._out = memoryview(request.head)
+        elif len(body) <= _SMALL:
+            self._out = memoryview(b"".join((request.head, body)))
+        else:
+            self._out = memoryview(bytearray(request.head) + body)
+        self._on_writable()
+
+    def _on_writable(self) -> None:
+        out = self._out
+        try:
+            while out:
+                out = out[self.sock.send(out) :]
+                self._active = time.monotonic()
+        except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            if not self._writes:
+                self._writes = True
+                self._loop.add_writer(self.fd, self._on_writable)
+        except OSError as error:
+            # Perhaps the server has said why it will hear no more.
+            out = memoryview(b"")
+            if not isinstance(error, BrokenPipeError | ConnectionResetError):
+                self._end(error)
+                return
+        self._out = out
+        if not out and self._writes:
+            self._writes = False
+            self._loop.remove_writer(self.fd)
+
+    def _on_readable(self) -> None:
+        try:
+            data = self.sock.recv(_SMALL)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return
+        except OSError as error:
+            self._end(error)
+            return
+        if self._request is None:  # an end, or bytes that nobody asked for
+            self.close()
+            return
+        self._active = time.monotonic()
+        try:
+            if not data:
+                self._on_end()
+                return
+            self._take(data)
+            while self._pending():
+                self._take(self.sock.recv(_SMALL))
+        except (ssl.SSLWantReadError, BlockingIOError):
+            return
+        except (FastsyncError, OSError) as error:
+            self._end(error)
+
+    def _pending(self) -> bool:
+        """True when TLS holds bytes of this exchange that the loop cannot see."""
+        if self._request is None:
+            return False
+        return isinstance(self.sock, ssl.SSLSocket) and self.sock.pending() > 0
+
+    def _on_end(self) -> None:
+        head = self._head
+        if head is None:
+            raise _Dead if not self._data else Transient("the server cut its answer off")
+        if head.length is None and not head.chunked:
+            self._finish(head, bytes(self._body), keeps=False)
+            return
+        raise Transient("the server cut its answer off")
+
+    def _take(self, data: bytes) -> None:
+        head = self._head
+        if head is None:
+            if self._data:
+                self._data += data
+                data = bytes(self._data)
+            end = data.find(b"\r\n\r\n")
+            if end < 0:
+                if len(data) > MAX_HEAD:
+                    raise IntegrityError("the head of the server's answer is too long")
+                self._data = bytearray(data)
+                return
+            self._data = bytearray()
+            request = self._request
+            assert request is not None
+            head = _parse_head(data[:end], request.is_head)
+            data = data[end + 4 :]
+            if head.status < 200:
+                if data:
+                    self._take(data)
+                return
+            length = head.length
+            if length is not None and not head.chunked:
+                if length > self._most:
+                    raise IntegrityError(f"an answer of {length} bytes is more than was asked for")
+                if len(data) >= length:  # all of it at once, as small ones come
+                    self._finish(head, data[:length], keeps=len(data) == length)
+                    return
+            self._head = head
+            self._body = bytearray()
+            if head.chunked:
+                self._chunks = _Chunks()
+        self._collect(head, data)
+
+    def _collect(self, head: _Head, data: bytes) -> None:
+        if self._chunks is not None:
+            for piece in self._chunks.feed(memoryview(data)):
+                self._body += piece
+        else:
+            self._body += data
+        if len(self._body) > self._most:
+            raise IntegrityError(f"an answer of over {self._most} bytes is more than was asked for")
+        if self._chunks is not None:
+            if self._chunks.done:
+                self._finish(head, bytes(self._body), keeps=not self._chunks.excess)
+        elif head.length is not None and len(self._body) >= head.length:
+            exact = len(self._body) == head.length
+            self._finish(head, bytes(self._body[: head.length]), keeps=exact)
+
+    def _finish(self, head: _Head, body: bytes, *, keeps: bool) -> None:
+        keeps = keeps and head.keeps and not self._out
+        self._over(Reply(head.status, head.reason, head.headers, body), keeps=keeps)
+
+    def _end(self, error: Exception) -> None:
+        if isinstance(error, OSError) and self._head is None and not self._data:
+            error = _Dead(error)
+        self._over(error, keeps=False)
+
+    def _over(self, outcome: Reply | Exception, *, keeps: bool) -> None:
+        done, self._done, self._request = self._done, None, None
+        self._wire.active.discard(self)
+        self._head = self._chunks = None
+        self.used = True
+        if not keeps:
+            self.close()
+        if done is not None:
+            done(self, outcome)
+
+    def check(self, now: float, options: WireOptions) -> None:
+        """End an exchange that stands still."""
+        begun = self._head is not None or bool(self._data)
+        patience = options.stall_timeout_s if begun or self._out else options.request_timeout_s
+        if now - self._active > patience:
+            self._over(Stalled(f"the server was silent for {patience:g} s"), keeps=False)
+
+    def detach(self) -> None:
+        """Hand the socket to a thread."""
+        if self._reads:
+            self._reads = False
+            self._loop.remove_reader(self.fd)
+        if self._writes:
+            self._writes = False
+            self._loop.remove_writer(self.fd)
+
+    def abandon(self) -> None:
+        """Nobody waits for the exchange any more."""
+        self._done = None
+        if self._request is not None:
+            self._over(_Dead(), keeps=False)
+
+    @property
+    def is_open(self) -> bool:
+        return self.fd >= 0
+
+    def is_fresh(self) -> bool:
+        """False when the server has closed it, or sent what nobody asked for."""
+        try:
+            self.sock.setblocking(False)
+            data = self.sock.recv(1, socket.MSG_PEEK) if not self._tls else None
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return True
+        except OSError:
+            return False
+        return data is None
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            self.detach()
+            self.fd = -1
+            self.sock.close()
+            self._wire.closed(self)
+
+
+class Wire:
+    """Connections to one server: at most so many, kept for `idle_s`, the last used first."""
+
+    def __init__(self, origin: Origin, options: WireOptions) -> None:
+        self.origin = origin
+        self.options = options
+        self.active: set[_Connection] = set()
+        self._idle: list[_Connection] = []
+        self._count = 0
+        self._waiting: collections.deque[asyncio.Future[None]] = collections.deque()
+        self._threads: ThreadPoolExecutor | None = None
+        self._context: ssl.SSLContext | None = None
+        self._ticker: asyncio.TimerHandle | None = None
+        self._buffers: list[bytearray] = []
+        self._closed = False
+
+    # -- connections ---------------------------------------------------------------------------------
+
+    def closed(self, connection: _Connection) -> None:
+        """A connection is gone: there is room for another."""
+        self._count -= 1
+        with contextlib.suppress(ValueError):
+            self._idle.remove(connection)
+        self._admit()
+
+    def _admit(self) -> None:
+        while self._waiting and (self._idle or self._count < self.options.connections):
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+
+    def _pooled(self) -> _Connection | None:
+        now = time.monotonic()
+        while self._idle:
+            connection = self._idle.pop()
+            if now - connection.idle_since <= self.options.idle_s and connection.is_fresh():
+                return connection
+            connection.close()
+        return None
+
+    async def _acquire(self, *, fresh: bool = False) -> _Connection:
+        while True:
+            if not fresh and (pooled := self._pooled()) is not None:
+                return pooled
+            if self._count < self.options.connections:
+                self._count += 1
+                try:
+                    return await self._connect()
+                except BaseException:
+                    self._count -= 1
+                    self._admit()
+                    raise
+            if fresh and self._idle:
+                self._idle.pop(0).close()
+                continue
+            turn = asyncio.get_running_loop().create_future()
+            self._waiting.append(turn)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                self._admit()
+                raise
+
+    def _release(self, connection: _Connection) -> None:
+        if not connection.is_open:
+            return
+        if self._closed:
+            connection.close()
+            return
+        connection.idle_since = time.monotonic()
+        self._idle.append(connection)
+        self._tick_later()
+        self._admit()
+
+    def _tick_later(self) -> None:
+        if self._ticker is None and not self._closed:
+            self._ticker = asyncio.get_running_loop().call_later(_TICK_S, self._tick)
+
+    def _tick(self) -> None:
+        self._ticker = None
+        now = time.monotonic()
+        for connection in list(self.active):
+            connection.check(now, self.options)
+        for connection in list(self._idle):
+            if now - connection.idle_since > self.options.idle_s:
+                connection.close()
+        if self.active or self._idle:
+            self._tick_later()
+
+    async def _connect(self) -> _Connection:
+        sock = await self._in_thread(self._open_socket, undo=socket.socket.close)
+        if self._closed:
+            sock.close()
+            raise Transient("the connection was closed", where=str(self.origin))
+        return _Connection(self, sock)
+
+    def _open_socket(self) -> socket.socket:
+        """A connected socket, non-blocking. Blocks; raises FastsyncError."""
+        options, origin = self.options, self.origin
+        where = str(origin)
+        proxy = _parse_proxy(options.proxy) if options.proxy else None
+        host, port = (origin.host, origin.port) if proxy is None else (proxy.host, proxy.port)
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except socket.gaierror as error:
+            if error.errno == socket.EAI_AGAIN:
+                raise Transient(f"the name {host} cannot be looked up now", where=where) from error
+            raise AccessRefused(
+                f"there is no host {host}", where=where, hint="check the name"
+            ) from error
+        failure: OSError | None = None
+        for family, kind, protocol, _, address in found:
+            sock = socket.socket(family, kind, protocol)
+            try:
+                self._tune(sock)
+                sock.settimeout(options.connect_timeout_s)
+                sock.connect(address)
+                if proxy is not None and origin.scheme == "https":
+                    _tunnel(sock, origin, proxy)
+                if origin.scheme == "https":
+                    sock = self._secure(sock)
+                sock.setblocking(False)
+                return sock
+            except ssl.SSLCertVerificationError as error:
+                sock.close()
+                raise AccessRefused(
+                    f"the server's certificate is not trusted: {error.verify_message}",
+                    where=where,
+                    hint="SSL_CERT_FILE names certificates to trust",
+                ) from error
+            except OSError as error:
+                sock.close()
+                failure = error
+            except BaseException:
+                sock.close()
+                raise
+        if isinstance(failure, TimeoutError):
+            raise Stalled(
+                f"no connection within {options.connect_timeout_s:g} s", where=where
+            ) from failure
+        if isinstance(failure, ssl.SSLError):
+            raise AccessRefused(f"no TLS: {failure.reason}", where=where) from failure
+        raise from_os_error(failure or OSError("no address"), where) from failure
+
+    def _tune(self, sock: socket.socket) -> None:
+        options = self.options
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            patience = int(options.stall_timeout_s * 1000)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, patience)
+        if options.send_buffer is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, options.send_buffer)
+        if options.recv_buffer is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, options.recv_buffer)
+        if options.congestion_control is not None and hasattr(socket, "TCP_CONGESTION"):
+            with contextlib.suppress(OSError):  # the kernel has not got it
+                name = options.congestion_control.encode()
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name)
+
+    def _secure(self, sock: socket.socket) -> socket.socket:
+        context = self._context
+        if context is None:
+            try:
+                context = ssl.create_default_context(cafile=self.options.ca_file)
+            except OSError as error:
+                raise UsageError(
+                    "the file of trusted certificates cannot be used", where=self.options.ca_file
+                ) from error
+            context.set_alpn_protocols(["http/1.1"])
+            if not self.options.verify:
+                context.check_hostname = False
+                context.verify_mode = ssl.CERT_NONE
+            self._context = context
+        return context.wrap_socket(sock, server_hostname=self.origin.host)
+
+    async def _in_thread(
+        self,
+        work: Callable[[], T],
+        on_cancel: Callable[[], object] | None = None,
+        undo: Callable[[T], object] | None = None,
+    ) -> T:
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self.options.connections + 2, "fastsync-wire")
+        future = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            if on_cancel is not None:
+                on_cancel()
+            await asyncio.wait([future])
+            if not future.cancelled() and future.exception() is None and undo is not None:
+                undo(future.result())
+            raise
+
+    async def aclose(self) -> None:
+        """Close every connection. Idempotent."""
+        self._closed = True
+        if self._ticker is not None:
+            self._ticker.cancel()
+            self._ticker = None
+        for connection in [*self.active]:
+            connection.abandon()
+        for connection in [*self._idle]:
+            connection.close()
+        threads, self._threads = self._threads, None
+        if threads is not None:
+            await asyncio.get_running_loop().run_in_executor(None, threads.shutdown)
+
+    def _error(self, error: Exception) -> FastsyncError:
+        """What ended an exchange, with its place."""
+        where = str(self.origin)
+        if isinstance(error, FastsyncError):
+            return error.at(where)
+        if isinstance(error, _Dead):
+            ours = Transient("the server closed the connection without an answer", where=where)
+        elif isinstance(error, OSError) and not isinstance(error, ssl.SSLError):
+            ours = from_os_error(error, where)  # type: ignore[assignment]
+        else:
+            ours = Transient(f"the connection broke: {type(error).__name__}", where=where)
+        ours.__cause__ = error
+        return ours
+
+    # -- small exchanges -----------------------------------------------------------------------------
+
+    async def ask(self, request: Outgoing, *, most: int = MAX_BODY) -> Reply:
+        """One exchange, its body in memory. Raises FastsyncError."""
+        (answer,) = await self.ask_all([request], width=1, most=most)
+        if isinstance(answer, FastsyncError):
+            raise answer
+        return answer
+
+    async def ask_all(
+        self,
+        requests: Iterable[Outgoing],
+        *,
+        width: int | Callable[[], int],
+        most: int = MAX_BODY,
+    ) -> list[Reply | FastsyncError]:
+        """Exchanges, up to `width` at once; the answers in the order of the requests.
+
+        Requests are taken as connections get free. An error is one item's answer.
+        """
+        batch = _Batch(self, iter(requests), width if callable(width) else lambda: width, most)
+        try:
+            return await batch.run()
+        except BaseException:
+            batch.abandon()
+            raise
+
+    # -- bodies --------------------------------------------------------------------------------------
+
+    async def receive_into_file(
+        self,
+        request: Outgoing,
+        fd: int,
+        offset: int,
+        length: int,
+        *,
+        check: Callable[[int, Headers], None],
+        progress: Progress,
+        digest: Callable[[memoryview], object] | None = None,
+    ) -> Reply:
+        """The body of the answer, exactly `length` bytes, to `fd` from `offset`; `check` is called with
+        status and headers before a byte is written, in a thread, as is `digest` with what comes.
+
+        An answer that is no success is returned with its body, and nothing is written. Raises Transient
+        when the body is cut off, IntegrityError when its length is not as announced.
+        """
+
+        def take(body: _Body) -> Reply:
+            head = body.head
+            if not 200 <= head.status < 300:
+                return body.refusal()
+            check(head.status, head.headers)
+            if head.length is not None and not head.chunked and head.length != length:
+                raise IntegrityError(f"{head.length} bytes are announced, {length} were asked for")
+            position, stop = offset, offset + length
+            for piece in body.pieces():
+                if position + len(piece) > stop:
+                    raise IntegrityError("more bytes came than were asked for")
+                if digest is not None:
+                    digest(piece)
+                count = len(piece)
+                while piece:
+                    written = os.pwrite(fd, piece, position)
+                    position += written
+                    piece = piece[written:]
+                body.tell(count)
+            if position != stop:
+                raise IntegrityError(f"{position - offset} of {length} bytes came")
+            return Reply(head.status, head.reason, head.headers, b"")
+
+        return await self._by_thread(request, take, progress)
+
+    async def send_from_file(
+        self, request: Outgoing, fd: int, start: int, stop: int, progress: Progress
+    ) -> Reply:
+        """Send the head and the bytes [start, stop) of `fd`. Raises Changed when the file ends early.
+
+        A server that answers before it has heard all of it is listened to.
+        """
+
+        def send(sock: socket.socket, tell: Callable[[int], None]) -> None:
+            if isinstance(sock, ssl.SSLSocket):
+                self._send_by_buffer(sock, request.head, fd, start, stop, tell)
+                return
+            _send_all(sock, memoryview(request.head), socket.MSG_MORE if stop > start else 0)
+            position = start
+            while position < stop:
+                count = os.sendfile(sock.fileno(), fd, position, min(stop - position, 8 << 20))
+                if not count:
+                    raise Changed("the file ends before the part that was to be sent")
+                position += count
+                tell(count)
+
+        return await self._by_thread(request, _Body.reply, progress, send)
+
+    def _send_by_buffer(
+        self,
+        sock: socket.socket,
+        head: bytes,
+        fd: int,
+        start: int,
+        stop: int,
+        tell: Callable[[int], None],
+    ) -> None:
+        sock.sendall(head)
+        with self._buffer() as block:
+            position = start
+            while position < stop:
+                count = os.preadv(fd, [block[: stop - position]], position)
+                if not count:
+                    raise Changed("the file ends before the part that was to be sent")
+                _send_all(sock, block[:count])
+                position += count
+                tell(count)
+
+    async def receive(
+        self,
+        request: Outgoing,
+        *,
+        check: Callable[[int, Headers], None],
+        refused: Callable[[Reply], FastsyncError],
+    ) -> AsyncIterator[memoryview]:
+        """The body of the answer in order, as buffers of at most READ_BUFFER bytes, each valid until the
+        next is asked for. `check` is called first, in a thread, and may raise.
+
+        Of an answer that is no success nothing is yielded: what `refused` makes of it is raised. Leaving
+        early drops the connection.
+        """
+        loop = asyncio.get_running_loop()
+        ready: asyncio.Queue[memoryview | Exception | None] = asyncio.Queue()
+        room = threading.Semaphore(2)
+        left = threading.Event()
+
+        def put(item: memoryview | Exception | None) -> None:
+            loop.call_soon_threadsafe(ready.put_nowait, item)
+
+        def take(body: _Body) -> Reply:
+            head = body.head
+            if not 200 <= head.status < 300:
+                raise refused(body.refusal())
+            check(head.status, head.headers)
+            for piece in body.pieces(own=True):
+                room.acquire()
+                if left.is_set():
+                    raise _Dead
+                put(piece)
+            return Reply(head.status, head.reason, head.headers, b"")
+
+        async def run() -> None:
+            try:
+                await self._by_thread(request, take, lambda _count: None)
+            except FastsyncError as error:
+                ready.put_nowait(error)
+            else:
+                ready.put_nowait(None)
+
+        task = asyncio.create_task(run())
+        try:
+            while (item := await ready.get()) is not None:
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+                room.release()
+        finally:
+            left.set()
+            room.release()
+            room.release()
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def _by_thread(
+        self,
+        request: Outgoing,
+        take: Callable[[_Body], Reply],
+        progress: Progress,
+        send: Callable[[socket.socket, Callable[[int], None]], None] | None = None,
+    ) -> Reply:
+        """A whole exchange by a thread over a blocking socket."""
+        fresh = False
+        while True:
+            connection = await self._acquire(fresh=fresh)
+            try:
+                return await self._exchange(connection, request, take, progress, send)
+            except _Dead as error:
+                if not connection.used or fresh or not request.repeatable:
+                    raise self._error(error) from error
+                fresh = True
+            except (FastsyncError, OSError) as error:
+                raise self._error(error) from error
+
+    async def _exchange(
+        self,
+        connection: _Connection,
+        request: Outgoing,
+        take: Callable[[_Body], Reply],
+        progress: Progress,
+        send: Callable[[socket.socket, Callable[[int], None]], None] | None,
+    ) -> Reply:
+        connection.detach()
+        sock = connection.sock
+        loop = asyncio.get_running_loop()
+        untold = 0
+
+        def tell(count: int) -> None:
+            nonlocal untold
+            untold += count
+            if untold >= _TELL_EVERY:
+                loop.call_soon_threadsafe(progress, untold)
+                untold = 0
+
+        def work() -> tuple[Reply, bool]:
+            sock.setblocking(True)
+            _set_timeouts(sock, self.options.stall_timeout_s)
+            refused: OSError | None = None
+            try:
+                if send is None:
+                    _send_all(sock, memoryview(request.head))
+                    if request.body:
+                        _send_all(sock, memoryview(request.body))
+                else:
+                    send(sock, tell)
+            except (BrokenPipeError, ConnectionResetError) as error:
+                refused = error  # perhaps it has said why
+            except (BlockingIOError, ssl.SSLWantWriteError) as error:
+                raise Stalled("the server takes no more bytes") from error
+            _set_timeouts(sock, self.options.request_timeout_s)
+            with self._buffer() as block:
+                body = _Body(self, sock, request.is_head, block, tell, refused)
+                reply = take(body)
+                body.drain()
+            return reply, body.keeps and refused is None
+
+        try:
+            reply, keeps = await self._in_thread(work, lambda: _shut(sock))
+        except BaseException:
+            connection.close()
+            raise
+        if untold:
+            progress(untold)
+        connection.used = True
+        if keeps:
+            sock.setblocking(False)
+            self._release(connection)
+        else:
+            connection.close()
+        return reply
+
+    @contextlib.contextmanager
+    def _buffer(self) -> Iterator[memoryview]:
+        """A buffer for one thread's use; they are kept, as pages cost more than copies."""
+        block = self._buffers.pop() if self._buffers else bytearray(_BLOCK)
+        view = memoryview(block)
+        try:
+            yield view
+        finally:
+            view.release()
+            self._buffers.append(block)
+
+
+class _Body:
+    """An answer being read by a thread over a blocking socket."""
+
+    def __init__(
+        self,
+        wire: Wire,
+        sock: socket.socket,
+        is_head: bool,
+        block: memoryview,
+        tell: Callable[[int], None],
+        refused: OSError | None,
+    ) -> None:
+        self._options = wire.options
+        self._sock = sock
+        self._block = block
+        self.tell = tell
+        self.keeps = False
+        self._over = False
+        data = bytearray()
+        while True:
+            end = data.find(b"\r\n\r\n")
+            if end >= 0:
+                self.head = _parse_head(bytes(data[:end]), is_head)
+                del data[: end + 4]
+                if self.head.status >= 200:
+                    break
+                continue
+            if len(data) > MAX_HEAD:
+                raise IntegrityError("the head of the server's answer is too long")
+            try:
+                count = self._receive(block)
+            except OSError as error:
+                raise _Dead from (refused or error)
+            if not count:
+                if data:
+                    raise Transient("the server cut its answer off")
+                raise _Dead from refused
+            data += block[:count]
+        self._rest = bytes(data)
+        _set_timeouts(sock, self._options.stall_timeout_s)
+
+    def _receive(self, block: memoryview) -> int:
+        try:
+            return self._sock.recv_into(block)
+        except (BlockingIOError, ssl.SSLWantReadError) as error:
+            raise Stalled("the server fell silent") from error
+
+    def pieces(self, *, own: bool = False) -> Iterator[memoryview]:
+        """The body as it comes. Each piece is valid until the next, or `own` by itself."""
+        head = self.head
+        left = head.length
+        chunks = _Chunks() if head.chunked else None
+        window_ends, window = time.monotonic() + self._options.stall_timeout_s, 0
+        while left is None or left > 0:
+            if self._rest:
+                data = memoryview(self._rest)
+                self._rest = b""
+            else:
+                block = memoryview(bytearray(_BLOCK)) if own else self._block
+                try:
+                    count = self._receive(block if left is None else block[:left])
+                except ConnectionError as error:
+                    raise Transient("the connection broke within the body") from error
+                if not count:
+                    if left is None and chunks is None:
+                        break
+                    raise Transient("the server cut its answer off")
+                data = block[:count]
+            window += len(data)
+            if (now := time.monotonic()) >= window_ends:
+                if window < self._options.min_rate * self._options.stall_timeout_s:
+                    raise Stalled(f"the server sends less than {self._options.min_rate} bytes/s")
+                window_ends, window = now + self._options.stall_timeout_s, 0
+            if chunks is not None:
+                yield from chunks.feed(data)
+                if chunks.done:
+                    self._over = not chunks.excess
+                    return
+                continue
+            if left is not None:
+                if len(data) > left:  # what came with the head
+                    yield data[:left]
+                    return
+                left -= len(data)
+            yield data
+        self._over = head.length is not None and not self._rest
+
+    def reply(self) -> Reply:
+        """The answer with its body in memory."""
+        head = self.head
+        collected = bytearray()
+        for piece in self.pieces():
+            collected += piece
+            if len(collected) > MAX_BODY:
+                raise IntegrityError(f"an answer of over {MAX_BODY} bytes")
+        return Reply(head.status, head.reason, head.headers, bytes(collected))
+
+    def refusal(self) -> Reply:
+        """An answer that is no success, with as much of its body as it takes to tell why."""
+        head = self.head
+        collected = bytearray()
+        for piece in self.pieces():
+            collected += piece
+            if len(collected) > MAX_REFUSAL:
+                break
+        return Reply(head.status, head.reason, head.headers, bytes(collected[:MAX_REFUSAL]))
+
+    def drain(self) -> None:
+        """Note whether the connection may be used again: nothing of the answer is left."""
+        self.keeps = self.head.keeps and self._over
+
+
+class _Batch:
+    """Small exchanges over several connections: each connection takes the next request when it is done."""
+
+    def __init__(
+        self,
+        wire: Wire,
+        requests: Iterator[Outgoing],
+        width: Callable[[], int],
+        most: int,
+    ) -> None:
+        self._wire = wire
+        self._requests = requests
+        self._width = width
+        self._most = most
+        self._answers: list[Any] = []
+        self._open = 0  # requests under way
+        self._lanes: set[_Connection] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._again: collections.deque[tuple[int, Outgoing]] = collections.deque()
+        self._exhausted = False
+        self._opening = 0
+        self._bug: BaseException | None = None
+
+    async def run(self) -> list[Reply | FastsyncError]:
+        self._widen()
+        self._settle()
+        await self._done
+        return self._answers
+
+    def _next(self) -> tuple[int, Outgoing] | None:
+        if self._again:
+            return self._again.popleft()
+        if self._exhausted:
+            return None
+        try:
+            request = next(self._requests)
+        except StopIteration:
+            self._exhausted = True
+            return None
+        self._answers.append(None)
+        return len(self._answers) - 1, request
+
+    def _widen(self) -> None:
+        """Put more connections to work, as far as there is work and they may."""
+        wire = self._wire
+        while len(self._lanes) + self._opening < max(1, self._width()):
+            item = self._next()
+            if item is None:
+                return
+            self._open += 1
+            connection = wire._pooled()
+            if connection is not None:
+                self._begin(connection, *item)
+                continue
+            may = wire._count < wire.options.connections
+            if not may and (self._lanes or self._opening):
+                # Others have them all: those we have will do.
+                self._open -= 1
+                self._again.append(item)
+                return
+            self._opening += 1
+            task = asyncio.create_task(self._open_and_begin(*item, fresh=False))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _open_and_begin(self, index: int, request: Outgoing, *, fresh: bool) -> None:
+        try:
+            connection = await self._wire._acquire(fresh=fresh)
+        except FastsyncError as error:
+            self._opening -= 1
+            self._open -= 1
+            self._answers[index] = error
+            self._fail_rest(error)
+            self._settle()
+            return
+        except BaseException as bug:
+            self._opening -= 1
+            self._bug = bug
+            if not self._done.done():
+                self._done.set_exception(bug)
+            raise
+        self._opening -= 1
+        if self._done.done():
+            self._wire._release(connection)
+            return
+        self._begin(connection, index, request)
+
+    def _fail_rest(self, error: FastsyncError) -> None:
+        """No connection is to be had: as long as there is none, nothing will go better."""
+        if self._lanes or self._opening:
+            return
+        while (item := self._next()) is not None:
+            self._answers[item[0]] = error
+
+    def _begin(self, connection: _Connection, index: int, request: Outgoing) -> None:
+        self._lanes.add(connection)
+
+        def done(connection: _Connection, outcome: Reply | Exception) -> None:
+            if isinstance(outcome, Reply):
+                self._answers[index] = outcome
+            elif isinstance(outcome, _Dead) and was_used and request.repeatable:
+                self._lanes.discard(connection)
+                self._opening += 1
+                task = asyncio.create_task(self._open_and_begin(index, request, fresh=True))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+                return
+            else:
+                self._answers[index] = self._wire._error(outcome)
+            self._open -= 1
+            if connection.is_open:
+                item = self._next() if len(self._lanes) <= max(1, self._width()) else None
+                if item is not None:
+                    self._open += 1
+                    self._begin(connection, *item)
+                    return
+                self._lanes.discard(connection)
+                self._wire._release(connection)
+            else:
+                self._lanes.discard(connection)
+            self._widen()
+            self._settle()
+
+        was_used = connection.used
+        connection.start(request, self._most, done)
+        self._wire._tick_later()
+
+    def _settle(self) -> None:
+        if not self._open and not self._again and self._exhausted and not self._done.done():
+            self._done.set_result(None)
+
+    def abandon(self) -> None:
+        if not self._done.done():
+            self._done.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        for connection in list(self._lanes):
+            connection.abandon()
+
+
+def _send_all(sock: socket.socket, data: memoryview, flags: int = 0) -> None:
+    while data:
+        data = data[sock.send(data, flags) :]
+
+
+def _set_timeouts(sock: socket.socket, seconds: float) -> None:
+    """Bound every call on a blocking socket in the kernel: no poll ahead of each."""
+    value = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+
+
+def _shut(sock: socket.socket) -> None:
+    """Wake a thread that waits on the socket."""
+    with contextlib.suppress(OSError):
+        if isinstance(sock, ssl.SSLSocket):
+            os_sock = socket.socket(fileno=os.dup(sock.fileno()))
+            try:
+                os_sock.shutdown(socket.SHUT_RDWR)
+            finally:
+                os_sock.close()
+        else:
+            sock.shutdown(socket.SHUT_RDWR)
+
+
+class _Proxy(NamedTuple):
+    host: str
+    port: int
+    authorization: str  # a header line, or ""
+
+
+def _parse_proxy(url: str) -> _Proxy:
+    """The proxy of ``http://[user:password@]host:port``. Raises UsageError, without showing it."""
+    import base64
+    from urllib.parse import unquote, urlsplit
+
+    try:
+        parts = urlsplit(url if "://" in url else "http://" + url)
+        port = parts.port or 80
+    except ValueError as error:
+        raise UsageError("the proxy's address is not understood") from error
+    if parts.scheme != "http" or not parts.hostname:
+        raise UsageError("the proxy's address is not understood", hint="write http://host:port")
+    authorization = ""
+    if parts.username is not None:
+        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        token = base64.b64encode(pair.encode()).decode()
+        authorization = f"Proxy-Authorization: Basic {token}\r\n"
+    return _Proxy(parts.hostname, port, authorization)
+
+
+def _tunnel(sock: socket.socket, origin: Origin, proxy: _Proxy) -> None:
+    """Ask a proxy to connect us through. Raises OSError, AccessRefused."""
+    host = f"[{origin.host}]" if ":" in origin.host else origin.host
+    target = f"{host}:{origin.port}"
+    sock.sendall(
+        f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{proxy.authorization}\r\n".encode()
+    )
+    data = b""
+    while not data.endswith(b"\r\n\r\n"):
+        # One byte at a time: what follows is TLS, and not ours to read.
+        byte = sock.recv(1)
+        if not byte or len(data) > MAX_HEAD:
+            raise AccessRefused("the proxy does not let us through", where=str(origin))
+        data += byte
+    head = _parse_head(data[:-4], is_head=False)
+    if not 200 <= head.status < 300:
+        raise AccessRefused(f"the proxy does not let us through: {head.status}", where=str(origin))

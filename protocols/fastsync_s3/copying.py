@@ -1,0 +1,223 @@
+"""Copies that the service makes by itself: CopyObject, and UploadPartCopy for what is larger than that
+takes. Metadata, tags, storage class and encryption go along."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from fastsync.backend import CopyJob, Entry, Progress, WriteOptions
+from fastsync.errors import FastsyncError, IntegrityError, NotFound, Unsupported
+from fastsync.wire import Headers, Reply
+from fastsync_s3.attributes import Known
+from fastsync_s3.documents import (
+    build_complete,
+    parse_complete,
+    parse_copy,
+    parse_initiate,
+    parse_tagging,
+)
+from fastsync_s3.objects import as_read_error, attribute_headers, completed, entry_of, known_of
+from fastsync_s3.plane import Call, values
+from fastsync_s3.signing import encode_path, encode_query
+from fastsync_s3.upload import abort_upload, conditions
+
+if TYPE_CHECKING:
+    from fastsync_s3.store import S3Store
+
+# CopyObject takes 5 GiB; a part of 512 MiB is one request and many can be under way.
+LARGEST_COPY: Final = 5 << 30
+COPY_PART: Final = 512 << 20
+
+# What a HEAD tells that has to be sent again when an object is made anew.
+_METADATA: Final = (
+    "content-type",
+    "cache-control",
+    "content-disposition",
+    "content-encoding",
+    "content-language",
+    "expires",
+    "x-amz-website-redirect-location",
+)
+_KEPT: Final = (
+    "x-amz-storage-class",
+    "x-amz-server-side-encryption",
+    "x-amz-server-side-encryption-aws-kms-key-id",
+    "x-amz-server-side-encryption-bucket-key-enabled",
+)
+_META: Final = "x-amz-meta-"
+
+
+class ServiceCopy:
+    """Copies from one store into another of the same service."""
+
+    def __init__(self, source: S3Store, sink: S3Store, options: WriteOptions) -> None:
+        self._source = source
+        self._sink = sink
+        self._options = options
+
+    async def copy(self, jobs: Sequence[CopyJob], progress: Progress) -> list[FastsyncError | None]:
+        """Copy a batch; the answer has one item per job."""
+        answers: list[FastsyncError | None] = [None] * len(jobs)
+        heads = await self._source.heads([job.entry for job in jobs])
+        small: list[tuple[int, Call]] = []
+        large: list[tuple[int, Headers]] = []
+        for index, (job, head) in enumerate(zip(jobs, heads, strict=True)):
+            if isinstance(head, FastsyncError):
+                answers[index] = head
+                continue
+            try:
+                if (job.entry.size or 0) <= LARGEST_COPY:
+                    small.append((index, self._copy_call(job, head)))
+                else:
+                    large.append((index, head))
+            except FastsyncError as error:
+                answers[index] = error
+        replies = await self._sink.plane.ask_all([call for _, call in small])
+        known = []
+        for (index, _), reply in zip(small, replies, strict=True):
+            job, head = jobs[index], heads[index]
+            if isinstance(reply, FastsyncError):
+                answers[index] = as_read_error(reply, self._source.where(job.entry.path))
+                continue
+            progress(job.entry.size or 0)
+            assert not isinstance(head, FastsyncError)
+            known.append(self._known(job, head, reply))
+        await self._sink.attributes.remember(row for row in known if row is not None)
+        for index, head in large:
+            try:
+                await self._copy_parts(jobs[index], head, progress)
+            except FastsyncError as error:
+                answers[index] = error
+        return answers
+
+    async def set_attributes(self, jobs: Sequence[CopyJob]) -> list[FastsyncError | None]:
+        """Copy each object onto itself with other metadata."""
+        sink = self._sink
+        there: list[Entry | FastsyncError] = []
+        for job in jobs:
+            there.append(Entry(job.path, "file", None, None))
+        heads = await sink.heads([entry for entry in there if isinstance(entry, Entry)])
+        answers: list[FastsyncError | None] = [None] * len(jobs)
+        calls: list[tuple[int, Call]] = []
+        for index, (job, head) in enumerate(zip(jobs, heads, strict=True)):
+            if isinstance(head, FastsyncError):
+                answers[index] = (
+                    NotFound("no such object", where=sink.where(job.path))
+                    if head.exit_code == 8
+                    else head
+                )
+                continue
+            try:
+                entry = entry_of(job.path, head)
+                if (entry.size or 0) > LARGEST_COPY:
+                    raise Unsupported(
+                        "the metadata of an object over 5 GiB can only be changed by writing it anew",
+                        where=sink.where(job.path),
+                    )
+                headers = self._replaced(head, job.entry)
+                source = CopyJob(entry, job.path)
+                headers |= self._source_headers(sink, source)
+                calls.append((index, Call("PUT", sink.key_of(job.path), (), headers)))
+            except FastsyncError as error:
+                answers[index] = error
+        replies = await sink.plane.ask_all([call for _, call in calls])
+        for (index, _), reply in zip(calls, replies, strict=True):
+            if isinstance(reply, FastsyncError):
+                answers[index] = reply
+        return answers
+
+    # -- one call ------------------------------------------------------------------------------------
+
+    def _copy_call(self, job: CopyJob, head: Headers) -> Call:
+        options = self._sink.plane.options
+        headers = self._source_headers(self._source, job)
+        headers |= conditions(self._options, job.old)
+        if options.replaces_metadata:
+            headers |= {**_metadata(head), **options.write_headers}
+            if options.content_type:
+                headers["content-type"] = options.content_type
+            headers["x-amz-metadata-directive"] = "REPLACE"
+        else:
+            headers |= {**values(head, _KEPT), **options.write_headers}
+        return Call("PUT", self._sink.new_key(job.path), (), headers)
+
+    @staticmethod
+    def _source_headers(store: S3Store, job: CopyJob) -> dict[str, str]:
+        place = encode_path(f"/{store.plane.bucket}/{store.key_of(job.entry.path)}")
+        if store.version_id is not None:
+            place += "?" + encode_query([("versionId", store.version_id)])
+        headers = {"x-amz-copy-source": place}
+        if job.entry.version is not None:
+            headers["x-amz-copy-source-if-match"] = f'"{job.entry.version}"'
+        return headers
+
+    def _replaced(self, head: Headers, like: Entry) -> dict[str, str]:
+        headers = {**_metadata(head), **values(head, _KEPT)}
+        headers |= attribute_headers(like, self._options)
+        headers["x-amz-metadata-directive"] = "REPLACE"
+        return headers
+
+    def _known(self, job: CopyJob, head: Headers, reply: Reply) -> Known | None:
+        result = parse_copy(reply.body)
+        entry = completed(job.entry._replace(path=job.path, version=result.etag), head)
+        entry = entry._replace(stored_ns=result.last_modified_ns)
+        return known_of(self._sink.key_of(job.path), entry)
+
+    # -- many calls ----------------------------------------------------------------------------------
+
+    async def _copy_parts(self, job: CopyJob, head: Headers, progress: Progress) -> None:
+        sink, plane, key = self._sink, self._sink.plane, self._sink.new_key(job.path)
+        size = job.entry.size or 0
+        headers = {**_metadata(head), **values(head, _KEPT)}
+        if (tags := await self._tags(job.entry, head)) is not None:
+            headers["x-amz-tagging"] = tags
+        headers |= plane.options.write_headers
+        if plane.options.content_type:
+            headers["content-type"] = plane.options.content_type
+        reply = await plane.ask(Call("POST", key, (("uploads", ""),), headers, repeatable=False))
+        upload_id = parse_initiate(reply.body)
+        try:
+            part = max(COPY_PART, -(-size // 10_000))
+            calls = []
+            for number, start in enumerate(range(0, size, part)):
+                stop = min(start + part, size)
+                part_headers = self._source_headers(self._source, job)
+                part_headers["x-amz-copy-source-range"] = f"bytes={start}-{stop - 1}"
+                query = (("partNumber", str(number + 1)), ("uploadId", upload_id))
+                calls.append(Call("PUT", key, query, part_headers))
+            etags: list[tuple[int, str, tuple[str, str] | None]] = []
+            for number, answer in enumerate(await plane.ask_all(calls)):
+                if isinstance(answer, FastsyncError):
+                    raise as_read_error(answer, self._source.where(job.entry.path))
+                etags.append((number + 1, parse_copy(answer.body).etag, None))
+                progress(min(part, size - number * part))
+            body = build_complete(etags)
+            end = (("uploadId", upload_id),)
+            guard = conditions(self._options, job.old)
+            done = await plane.ask(Call("POST", key, end, guard, body, repeatable=False))
+            parse_complete(done.body)
+        except BaseException:
+            await abort_upload(plane, key, upload_id)
+            raise
+        made = await sink.stat(job.path)
+        if made.size != size:
+            raise IntegrityError(
+                f"{size} bytes were copied, the object has {made.size}", where=sink.where(job.path)
+            )
+
+    async def _tags(self, entry: Entry, head: Headers) -> str | None:
+        if not head.get("x-amz-tagging-count"):
+            return None
+        query: tuple[tuple[str, str], ...] = (("tagging", ""),)
+        if self._source.version_id is not None:
+            query += (("versionId", self._source.version_id),)
+        reply = await self._source.plane.ask(Call("GET", self._source.key_of(entry.path), query))
+        return encode_query(parse_tagging(reply.body))
+
+
+def _metadata(head: Headers) -> dict[str, str]:
+    """What of an object's headers is its user's: to be sent again."""
+    headers = values(head, _METADATA)
+    headers.update({name: value for name, value in head.items() if name.startswith(_META)})
+    return headers

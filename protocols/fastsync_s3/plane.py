@@ -1,0 +1,396 @@
+"""Requests to one bucket: addressed, signed, paced, and their failures mapped to our errors.
+
+What libraries do in half a millisecond per request (validation, endpoint rules, hooks, parsing into
+models) is done once here, at `Plane.open`; a request is then a head of text and the bytes of its body.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import functools
+import time
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from hashlib import sha256
+from typing import Final, NamedTuple, TypeAlias
+
+from fastsync.backend import Buffer, Progress, StoreOptions, closing
+from fastsync.errors import FastsyncError, IntegrityError, Throttled, Transient, UsageError
+from fastsync.wire import MAX_BODY, Headers, Outgoing, Reply, Wire, WireOptions
+from fastsync_s3.control import Control, Endpoint, map_error, region_from_error
+from fastsync_s3.documents import ErrorReply, is_error, parse_error
+from fastsync_s3.options import S3Options
+from fastsync_s3.signing import (
+    EMPTY_PAYLOAD,
+    UNSIGNED_PAYLOAD,
+    Credentials,
+    Signer,
+    encode_path,
+    encode_query,
+)
+
+# Of the number of a failed attempt, from 0, and its error.
+Repeat: TypeAlias = Callable[[int, FastsyncError], float | None]
+
+IDLE_S: Final = 30.0
+# The least between two halvings: answers to what was sent before the first say nothing new.
+_HALVING_S: Final = 1.0
+_SKEW: Final = ("RequestTimeTooSkewed", "RequestExpired")
+_EXPIRED: Final = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired")
+
+
+class Call(NamedTuple):
+    """One request: `key` is "" for the bucket itself, `body` is what is sent. `payload` is the SHA-256 of
+    a body that is sent from a file. What must not be sent twice is not `repeatable`."""
+
+    method: str
+    key: str = ""
+    query: tuple[tuple[str, str], ...] = ()
+    headers: Mapping[str, str] = {}
+    body: Buffer = b""
+    payload: str | None = None
+    repeatable: bool = True
+
+
+class Pace:
+    """How many requests may be under way: halved when the server asks for patience, then one more for
+    every round of answers without complaint."""
+
+    def __init__(self, most: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most = float(most)
+        self._now = float(most)
+        self._clock = clock
+        self._halved = -_HALVING_S
+
+    def width(self) -> int:
+        return int(self._now)
+
+    def allow(self, most: int) -> None:
+        """Another store of the run may use so many."""
+        if most > self._most:
+            self._now += most - self._most
+            self._most = float(most)
+
+    def throttled(self) -> None:
+        now = self._clock()
+        if now - self._halved >= _HALVING_S:
+            self._halved = now
+            self._now = max(1.0, self._now / 2)
+
+    def went_well(self, answers: int) -> None:
+        if self._now < self._most:
+            self._now = min(self._most, self._now + answers / self._now)
+
+
+class Plane:
+    """The way to one bucket. `open` first; shared by the stores of a run that lead there."""
+
+    def __init__(self, control: Control, bucket: str, options: S3Options) -> None:
+        self.control = control
+        self.bucket = bucket
+        self.options = options
+        self.pace = Pace(1)
+        self.streams = 1
+        self._endpoint: Endpoint | None = None
+        self._wire: Wire | None = None
+        self._signer: Signer | None = None
+        self._base = ""
+        self._signs_payload = False
+        # What the server was found to understand: CRC64NVME (None: not known yet), version 2 of
+        # listings, and deleting many objects in one request.
+        self.has_crc: bool | None = None
+        self.lists_v1 = False
+        self.deletes_many = True
+
+    async def open(self, options: StoreOptions) -> None:
+        """Find the endpoint. Raises AccessRefused, UsageError, Transient."""
+        self.streams = max(self.streams, options.streams)
+        self.pace.allow(options.streams)
+        if self._wire is None:
+            self._use(await self.control.endpoint(self.bucket), options)
+
+    def _use(self, endpoint: Endpoint, options: StoreOptions) -> None:
+        origin = endpoint.origin
+        self._store_options = options
+        self._endpoint = endpoint
+        self._wire = Wire(
+            origin,
+            WireOptions(
+                connections=self.streams,
+                connect_timeout_s=options.request_timeout_s,
+                request_timeout_s=options.request_timeout_s,
+                stall_timeout_s=options.stall_timeout_s,
+                idle_s=IDLE_S,
+                send_buffer=options.tcp_send_buffer,
+                recv_buffer=options.tcp_recv_buffer,
+                congestion_control=options.congestion_control,
+                verify=not self.options.no_verify_ssl,
+                ca_file=self.control.ca_file,
+                proxy=self.control.proxy_for(origin),
+            ),
+        )
+        self._signer = Signer(endpoint.authority, endpoint.region)
+        self._base = endpoint.path.rstrip("/")
+        # Over TLS nobody can change the body on its way; without it, the signature has to cover it.
+        self._signs_payload = origin.scheme == "http" and self.options.payload_signing is not False
+        if self.options.payload_signing:
+            self._signs_payload = True
+
+    @property
+    def endpoint(self) -> Endpoint:
+        assert self._endpoint is not None
+        return self._endpoint
+
+    @property
+    def wire(self) -> Wire:
+        assert self._wire is not None
+        return self._wire
+
+    @property
+    def signer(self) -> Signer:
+        assert self._signer is not None
+        return self._signer
+
+    @property
+    def signs_payload(self) -> bool:
+        """True when a request's body is signed by its SHA-256, which the server checks."""
+        return self._signs_payload
+
+    async def aclose(self) -> None:
+        if self._wire is not None:
+            await self._wire.aclose()
+
+    def same_service(self, other: Plane) -> bool:
+        """True when the other bucket's objects can be copied from by the service itself."""
+        return (
+            self.endpoint.origin == other.endpoint.origin
+            or (self.endpoint.is_aws and other.endpoint.is_aws)
+        ) and self.control.identity == other.control.identity
+
+    # -- requests ------------------------------------------------------------------------------------
+
+    def _outgoing(self, call: Call, credentials: Credentials | None) -> Outgoing:
+        body = call.body
+        if not self._signs_payload:
+            payload = UNSIGNED_PAYLOAD
+        elif call.payload is not None:
+            payload = call.payload
+        else:
+            payload = sha256(body).hexdigest() if body else EMPTY_PAYLOAD
+        headers = call.headers
+        if self.options.request_payer:
+            headers = {**headers, "x-amz-request-payer": self.options.request_payer}
+        if (body or call.method in ("PUT", "POST")) and "content-length" not in headers:
+            headers = {**headers, "content-length": str(len(body))}
+        head = self.signer.head(
+            credentials,
+            call.method,
+            f"{self._base}/{encode_path(call.key)}" if call.key else self._base or "/",
+            encode_query(call.query) if call.query else "",
+            headers,
+            payload,
+        )
+        return Outgoing(head, body, call.repeatable, call.method == "HEAD")
+
+    async def ask(self, call: Call, *, repeat: Repeat | None = None) -> Reply:
+        """One small exchange; the answer is a success, and no error in disguise. Raises as
+        `control.map_error` maps. `repeat` is for requests that nobody else would make again: seconds to
+        wait after a failed attempt, from 0, or None to give up."""
+        attempt = 0
+        while True:
+            try:
+                return await self._corrected(call, self.wire.ask)
+            except FastsyncError as error:
+                pause = None if repeat is None else repeat(attempt, error)
+                if pause is None:
+                    raise
+            await asyncio.sleep(pause)
+            attempt += 1
+
+    async def receive_into_file(
+        self,
+        call: Call,
+        fd: int,
+        offset: int,
+        length: int,
+        check: Callable[[int, Headers], None],
+        progress: Progress,
+        digest: Callable[[memoryview], object] | None,
+    ) -> Reply:
+        """The body of the answer, `length` bytes, into `fd` at `offset`."""
+        return await self._corrected(
+            call,
+            lambda outgoing: self.wire.receive_into_file(
+                outgoing, fd, offset, length, check=check, progress=progress, digest=digest
+            ),
+        )
+
+    async def send_from_file(
+        self, call: Call, fd: int, start: int, stop: int, progress: Progress
+    ) -> Reply:
+        """The bytes [start, stop) of `fd` as the body."""
+        headers = {**call.headers, "content-length": str(stop - start)}
+        return await self._corrected(
+            call._replace(headers=headers),
+            lambda outgoing: self.wire.send_from_file(outgoing, fd, start, stop, progress),
+        )
+
+    async def receive(
+        self, call: Call, check: Callable[[int, Headers], None]
+    ) -> AsyncIterator[memoryview]:
+        """The body of the answer, in order; see `Wire.receive`."""
+        outgoing = self._outgoing(call, await self.control.credentials())
+
+        def refused(reply: Reply) -> FastsyncError:
+            return self.error_of(reply, call) or IntegrityError("an answer without a body")
+
+        async with closing(self.wire.receive(outgoing, check=check, refused=refused)) as buffers:
+            async for buffer in buffers:
+                yield buffer
+
+    async def presign(self, key: str, expires_s: int, method: str) -> str:
+        """A URL that does `method` on `key` until it expires. Raises UsageError without credentials."""
+        credentials = await self.control.credentials()
+        if credentials is None:
+            raise UsageError("a link is signed, and there is nothing to sign it with")
+        query = [] if self.options.version_id is None else [("versionId", self.options.version_id)]
+        path = f"{self._base}/{encode_path(key)}"
+        signed = self.signer.presign(credentials, method, path, query, expires_s=expires_s)
+        return f"{self.endpoint.origin.scheme}://{self.endpoint.authority}{path}?{signed}"
+
+    async def _corrected(
+        self, call: Call, exchange: Callable[[Outgoing], Awaitable[Reply]]
+    ) -> Reply:
+        """Once more when the server told what it should have been sent: its region, its time, or with
+        fresh credentials."""
+        corrected = False
+        while True:
+            credentials = await self.control.credentials()
+            reply = await exchange(self._outgoing(call, credentials))
+            error = self.error_of(reply, call)
+            if error is None:
+                self.pace.went_well(1)
+                return reply
+            if corrected or not await self._correct(reply):
+                raise error
+            corrected = True
+
+    async def ask_all(
+        self, calls: Sequence[Call], *, most: int = MAX_BODY
+    ) -> list[Reply | FastsyncError]:
+        """Many small exchanges at once; the answer has one item per call."""
+        credentials = await self.control.credentials()
+        answers = await self._ask_all(calls, credentials, most)
+        # The first answer tells whether all of them were sent wrongly.
+        if answers and isinstance(first := answers[0], Reply):
+            if self.error_of(first, calls[0]) is not None and await self._correct(first):
+                answers = await self._ask_all(calls, await self.control.credentials(), most)
+        mapped: list[Reply | FastsyncError] = []
+        went_well = 0
+        for call, answer in zip(calls, answers, strict=True):
+            if isinstance(answer, FastsyncError):
+                mapped.append(answer)
+            elif answer.status < 300 and not (answer.body and call.method != "GET"):
+                mapped.append(answer)
+                went_well += 1
+            else:
+                mapped.append(self.error_of(answer, call) or answer)
+        self.pace.went_well(went_well)
+        return mapped
+
+    async def _ask_all(
+        self, calls: Sequence[Call], credentials: Credentials | None, most: int
+    ) -> list[Reply | FastsyncError]:
+        def requests() -> Iterator[Outgoing]:
+            for call in calls:
+                yield self._outgoing(call, credentials)
+
+        return await self.wire.ask_all(requests(), width=self.pace.width, most=most)
+
+    async def _correct(self, reply: Reply) -> bool:
+        """True when a second try makes sense."""
+        code = parse_error(reply.body).code if reply.body else ""
+        clock_ns = http_time(reply.headers.get("date"))
+        if code in _SKEW and clock_ns is not None:
+            self.signer.offset_s = clock_ns / 1e9 - time.time()
+            return True
+        if code in _EXPIRED:
+            return await self.control.refresh()
+        region = region_from_error(reply.headers, reply.body)
+        if region is not None and region != self.endpoint.region and self.endpoint.is_aws:
+            wire = self.wire
+            self._use(await self.control.endpoint(self.bucket, region=region), self._store_options)
+            await wire.aclose()
+            return True
+        return False
+
+    # -- failures ------------------------------------------------------------------------------------
+
+    def where(self, key: str) -> str:
+        """A key as a person would write it."""
+        return f"s3://{self.bucket}/{key}"
+
+    def error_of(self, reply: Reply, call: Call) -> FastsyncError | None:
+        """Why an answer is no success: its status, or an error in the body of a 200."""
+        if 200 <= reply.status < 300:
+            if call.method == "GET" or not is_error(reply.body):
+                return None
+            told = parse_error(reply.body)
+            status = (
+                500 if told.code in ("InternalError", "") else 503 if "Slow" in told.code else 400
+            )
+        else:
+            told = parse_error(reply.body)
+            status = reply.status
+        error = map_error(
+            status,
+            told.code,
+            told.message,
+            reply.headers,
+            self.where(call.key),
+            f"{call.method.lower()} the {'object' if call.key else 'bucket'}",
+        )
+        if isinstance(error, Throttled):
+            self.pace.throttled()
+        return error
+
+    def told_error(self, told: ErrorReply, key: str, action: str) -> FastsyncError | None:
+        """Why one of many objects was not dealt with; None for one that was gone already."""
+        if told.code in ("NoSuchKey", "NoSuchVersion"):
+            return None
+        status = {"SlowDown": 503, "InternalError": 500, "AccessDenied": 403}.get(told.code, 400)
+        return map_error(status, told.code, told.message, {}, self.where(key), action)
+
+
+def is_in_doubt(error: FastsyncError) -> bool:
+    """True when the server may have done what it was asked, and only its answer got lost."""
+    return isinstance(error, Transient | IntegrityError) and not isinstance(error, Throttled)
+
+
+@functools.lru_cache(maxsize=64)
+def http_time(text: str | None) -> int | None:
+    """An HTTP date in Unix nanoseconds; None for what is none."""
+    if text is None:
+        return None
+    try:
+        return int(email.utils.parsedate_to_datetime(text).timestamp()) * 1_000_000_000
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def values(headers: Headers, names: Iterable[str]) -> dict[str, str]:
+    """Those of the named headers that are there."""
+    found = {}
+    for name in names:
+        value = headers.get(name)
+        if value is not None:
+            found[name] = value
+    return found
