@@ -486,6 +486,8 @@ class Wire:
         self._waiting: collections.deque[asyncio.Future[None]] = collections.deque()
         self._threads: ThreadPoolExecutor | None = None
         self._context: ssl.SSLContext | None = None
+        # When a plain connection was made last, and where it led (`socket.getaddrinfo`).
+        self._known: tuple[float, tuple[Any, Any, int, str, Any]] | None = None
         self._ticker: asyncio.TimerHandle | None = None
         self._buffers: list[bytearray] = []
         self._closed = False
@@ -565,11 +567,36 @@ class Wire:
             self._tick_later()
 
     async def _connect(self) -> _Connection:
-        sock = await self._in_thread(self._open_socket, undo=socket.socket.close)
+        sock = await self._connect_again() if self._known is not None else None
+        if sock is None:
+            sock = await self._in_thread(self._open_socket, undo=socket.socket.close)
         if self._closed:
             sock.close()
             raise Transient("the connection was closed", where=str(self.origin))
         return _Connection(self, sock)
+
+    async def _connect_again(self) -> socket.socket | None:
+        """A socket to where the last one led, without a thread; None where that does not work, or not
+        any more."""
+        assert self._known is not None
+        found_at, (family, kind, protocol, _, address) = self._known
+        if time.monotonic() - found_at > self.options.idle_s:
+            self._known = None
+            return None
+        sock = socket.socket(family, kind, protocol)
+        try:
+            self._tune(sock)
+            sock.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await asyncio.wait_for(loop.sock_connect(sock, address), self.options.connect_timeout_s)
+        except (OSError, TimeoutError):
+            sock.close()
+            self._known = None
+            return None
+        except BaseException:
+            sock.close()
+            raise
+        return sock
 
     def _open_socket(self) -> socket.socket:
         """A connected socket, non-blocking. Blocks; raises FastsyncError."""
@@ -586,7 +613,8 @@ class Wire:
                 f"there is no host {host}", where=where, hint="check the name"
             ) from error
         failure: OSError | None = None
-        for family, kind, protocol, _, address in found:
+        for place in found:
+            family, kind, protocol, _, address = place
             sock = socket.socket(family, kind, protocol)
             try:
                 self._tune(sock)
@@ -596,6 +624,8 @@ class Wire:
                     _tunnel(sock, origin, proxy)
                 if origin.scheme == "https":
                     sock = self._secure(sock)
+                elif proxy is None:
+                    self._known = time.monotonic(), place
                 sock.setblocking(False)
                 return sock
             except ssl.SSLCertVerificationError as error:

@@ -66,7 +66,7 @@ def parse_list(body: bytes, *, bucket: str, version: Literal[1, 2] = 2) -> ListP
     """
     try:
         root, columns = read_rows(body)
-        _check(root, "ListBucketResult", bucket)
+        _check(root, "ListBucketResult", bucket=bucket)
         is_encoded = _is_encoded(root)
         rows = _rows(columns, is_encoded)
         prefixes = _prefixes(root, is_encoded)
@@ -74,7 +74,7 @@ def parse_list(body: bytes, *, bucket: str, version: Literal[1, 2] = 2) -> ListP
             return ListPage(rows, prefixes, is_truncated=False)
         if token := root.get("NextContinuationToken"):
             return ListPage(rows, prefixes, True, next_token=token)
-        if version == 2 and root.get("Marker") is None:
+        if version == 2 and root.get("Marker") is None and root.get("NextMarker") is None:
             raise Malformed("it is not the last page, and has no NextContinuationToken")
         marker = _decoded(root.get("NextMarker") or "", is_encoded)
         if not marker:  # without a delimiter, version 1 leaves it out: it is the last key
@@ -130,7 +130,7 @@ def parse_versions(body: bytes, *, bucket: str) -> VersionPage:
     """A page of ListObjectVersions. Raises ListingError as `parse_list` does."""
     try:
         root = parse(body)
-        _check(root, "ListVersionsResult", bucket)
+        _check(root, "ListVersionsResult", bucket=bucket)
         is_encoded = _is_encoded(root)
         versions = [
             _version(child, is_encoded)
@@ -181,7 +181,7 @@ def parse_uploads(body: bytes, *, bucket: str) -> UploadPage:
     """A page of ListMultipartUploads. Raises ListingError."""
     try:
         root = parse(body)
-        _check(root, "ListMultipartUploadsResult", bucket, name="Bucket")
+        _check(root, "ListMultipartUploadsResult", bucket=bucket, name="Bucket")
         is_encoded = _is_encoded(root)
         uploads = [
             OpenUpload(
@@ -191,7 +191,7 @@ def parse_uploads(body: bytes, *, bucket: str) -> UploadPage:
             )
             for element in root.all("Upload")
         ]
-        if not boolean(root.need("IsTruncated")):
+        if not boolean(root.get("IsTruncated") or "false"):  # rclone leaves it out
             return UploadPage(uploads, is_truncated=False)
         marker = _decoded(root.need("NextKeyMarker"), is_encoded)
         return UploadPage(uploads, True, marker, root.get("NextUploadIdMarker"))
@@ -220,7 +220,8 @@ def parse_parts(body: bytes, *, bucket: str) -> PartPage:
     """A page of ListParts. Raises ListingError."""
     try:
         root = parse(body)
-        _check(root, "ListPartsResult", bucket, name="Bucket")
+        # The second is moto's.
+        _check(root, "ListPartsResult", "ListPartsResponse", bucket=bucket, name="Bucket")
         parts = [
             Part(
                 natural(element.need("PartNumber")),
@@ -230,19 +231,19 @@ def parse_parts(body: bytes, *, bucket: str) -> PartPage:
             )
             for element in root.all("Part")
         ]
-        if not boolean(root.need("IsTruncated")):
+        if not boolean(root.get("IsTruncated") or "false"):
             return PartPage(parts, is_truncated=False)
         return PartPage(parts, True, root.need("NextPartNumberMarker"))
     except Malformed as error:
         raise _distrust(bucket, error) from error
 
 
-def _check(root: Element, kind: str, bucket: str, *, name: str = "Name") -> None:
+def _check(root: Element, *kinds: str, bucket: str, name: str = "Name") -> None:
     if root.name == "Error":
         told = _error(root)
         raise Malformed(f"it is an error, {told.code}: {told.message}")
-    if root.name != kind:
-        raise Malformed(f"it is a {root.name[:40]!r} and not a {kind}")
+    if root.name not in kinds:
+        raise Malformed(f"it is a {root.name[:40]!r} and not a {kinds[0]}")
     found = root.get(name)
     if found != bucket:
         of_what = "no bucket" if found is None else f"the bucket {found[:63]!r}"
@@ -372,7 +373,9 @@ def _written(body: bytes, *roots: str) -> Written:
 def parse_initiate(body: bytes) -> str:
     """The UploadId that CreateMultipartUpload answers. Raises Transient."""
     try:
-        upload_id = _answer(body, "InitiateMultipartUploadResult").need("UploadId")
+        # The second is rclone's.
+        root = _answer(body, "InitiateMultipartUploadResult", "InitiateMultipartUpload")
+        upload_id = root.need("UploadId")
         if not upload_id:
             raise Malformed("the UploadId is empty")
     except Malformed as error:

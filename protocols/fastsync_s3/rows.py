@@ -18,70 +18,62 @@ from fastsync_s3.elements import MAX_BODY, Element, Malformed, parse, unquoted
 Columns: TypeAlias = dict[str, list[str]]
 
 _NEEDED: Final = ("Key", "Size", "LastModified")
-_MARK: Final = "fastsync-rows"
-_FIRST_ROW: Final = re.compile(r"<Contents>(.*?)</Contents>", re.DOTALL)
-_TEXT: Final = "[^<>&\x00-\x1f\ufffe\uffff]*"
-_TAG: Final = "[!#-%'-;=?-~]*"  # printable ASCII without what needs an escape
+_WANTED: Final = (*_NEEDED, "ETag", "StorageClass")
 # Passed over: nothing here needs them, and not every row of a page has them.
-_PASSED: Final = (
-    f"(?:<Owner>(?:<ID>{_TEXT}</ID>|<DisplayName>{_TEXT}</DisplayName>)*</Owner>|"
-    + "|".join(
-        f"<{name}>{_TEXT}</{name}>"
-        for name in ("ChecksumAlgorithm", "ChecksumType", "Type", "Generation", "MetaGeneration")
-    )
-    + ")"
-)
-# What a row is made of: the wanted elements, with what they have before their text, and the others.
-_PIECE: Final = re.compile(
-    r'<(ETag)>(&quot;|&#34;|"|)[^<]*</ETag>|<(Key|Size|LastModified|StorageClass)>()[^<]*</\3>'
-    rf"|{_PASSED}+"
-)
+_PASSED: Final = ("ChecksumAlgorithm", "ChecksumType", "Type", "Generation", "MetaGeneration")
+_MARK: Final = "fastsync-rows"
+
+_FIRST_ROW: Final = re.compile(r"<Contents>(.*?)</Contents>", re.DOTALL)
+_TAGS: Final = re.compile(f"<({'|'.join((*_WANTED, *_PASSED, 'Owner'))})>")
+_QUOTE: Final = re.compile(r'<ETag>(&quot;|&#34;|"|)')  # the ways there are to write one
+_BLANKS: Final = r"[ \t\r\n]*"
+_TEXT: Final = "[^<>&\x00-\x1f\ufffe\uffff]*"
+_TAG_TEXT: Final = "[!#-%'-;=?-~]*"  # printable ASCII without what needs an escape
 
 
 class _Shape(NamedTuple):
     """The wanted elements of a row in order, where among them others may stand (by the index of the
-    next one), and what ETags are quoted with."""
+    next one), what ETags are quoted with, and whether there are blanks between elements."""
 
     fields: tuple[str, ...]
     passed: frozenset[int]
     quote: str
+    is_pretty: bool
 
 
 def _shape_of(row: str) -> _Shape | None:
-    """The shape of a row, None if there is more in it than is known."""
+    """The shape of a row, as far as it is known; None if it lacks what it needs."""
     fields: list[str] = []
     passed: set[int] = set()
-    quote = ""
-    position = 0
-    while position < len(row):
-        piece = _PIECE.match(row, position)
-        if piece is None:
-            return None
-        position = piece.end()
-        name = piece[1] or piece[3]
-        if name is None:
-            passed.add(len(fields))
-        else:
+    for name in _TAGS.findall(row):
+        if name in _WANTED:
             fields.append(name)
-            quote = piece[2] or quote
+        else:
+            passed.add(len(fields))
     if len(set(fields)) != len(fields) or not set(fields).issuperset(_NEEDED):
         return None
-    return _Shape(tuple(fields), frozenset(passed), quote)
+    quote = _QUOTE.search(row)
+    return _Shape(tuple(fields), frozenset(passed), quote[1] if quote else "", row[:1].isspace())
 
 
 @functools.lru_cache(maxsize=64)
 def _row_pattern(shape: _Shape) -> re.Pattern[str]:
     """What matches a whole row, one group for each wanted element."""
-    pattern = ["<Contents>"]
-    for index, name in enumerate((*shape.fields, "/Contents")):
+    blanks = _BLANKS if shape.is_pretty else ""
+
+    def one_of(*names: str) -> str:
+        return "|".join(f"{blanks}<{name}>{_TEXT}</{name}>" for name in names)
+
+    owner = f"{blanks}<Owner>(?:{one_of('ID', 'DisplayName')})*{blanks}</Owner>"
+    pattern = [f"{blanks}<Contents>"]
+    for index, name in enumerate((*shape.fields, "")):
         if index in shape.passed:
-            pattern.append(f"{_PASSED}*")
+            pattern.append(f"(?:{one_of(*_PASSED)}|{owner})*")
         if name == "ETag":
-            pattern.append(f"<ETag>{shape.quote}({_TAG}){shape.quote}</ETag>")
-        elif name == "/Contents":
-            pattern.append("</Contents>")
-        else:  # what the text may be is seen later: "[^<]" is by far the fastest set
-            pattern.append(f"<{name}>([^<]*)</{name}>")
+            pattern.append(f"{blanks}<ETag>{shape.quote}({_TAG_TEXT}){shape.quote}</ETag>")
+        elif name:  # what the text may be is seen later: "[^<]" is by far the fastest set
+            pattern.append(f"{blanks}<{name}>([^<]*)</{name}>")
+    pattern.append(f"{blanks}</Contents>")
     return re.compile("".join(pattern))
 
 

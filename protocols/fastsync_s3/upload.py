@@ -27,6 +27,7 @@ from fastsync.errors import (
     Transient,
     from_os_error,
 )
+from fastsync.wire import Reply
 from fastsync_s3.checksums import combine_crc64nvme, crc64nvme, multipart_etag, wire_crc64nvme
 from fastsync_s3.documents import (
     build_complete,
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 CRC_HEADER: Final = "x-amz-checksum-crc64nvme"
 # What of a single PUT is kept in memory until `commit`; more goes by a multipart upload.
 HELD: Final = READ_BUFFER
+# How long a cancelled upload waits to hear whether it was completed.
+LAST_WORD_S: Final = 2.0
 
 
 @dataclass(slots=True)
@@ -334,7 +337,7 @@ class S3Upload:
         query = (("uploadId", self._upload_id or ""),)
         call = Call("POST", self._key, query, headers, body, repeatable=False)
         try:
-            reply = await self._plane.ask(call)
+            reply = await self._ask_to_the_end(call)
         except NotFound as error:
             # Done already, if an earlier answer was lost; else somebody has dropped it.
             found = await self._find(size)
@@ -343,6 +346,17 @@ class S3Upload:
             raise Transient("the upload is gone at the server", where=self._where) from error
         etag = parse_complete(reply.body).etag
         return self._made(size, etag, http_time(reply.headers.get("date")))
+
+    async def _ask_to_the_end(self, call: Call) -> Reply:
+        """An exchange that a cancellation waits for, within reason: then it is known how it ended."""
+        asking = asyncio.ensure_future(self._plane.ask(call))
+        try:
+            return await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            await asyncio.wait([asking], timeout=LAST_WORD_S)
+            asking.cancel()
+            await asyncio.wait([asking])
+            raise
 
     def _full_crc(self) -> int | None:
         crc = 0
