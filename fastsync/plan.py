@@ -71,7 +71,8 @@ class Rules:
     `window_ns` is the largest difference between modification times that means "same"; `mode_mask` the
     permission bits that both sides keep and the run preserves. `show_skips` asks for an action for every
     entry that needs nothing. `completes` says whether the source's and the destination's missing times
-    can be asked for; `same_versions` that equal versions mean equal content.
+    can be asked for; `same_versions` that equal versions mean equal content; `flat` that the source has no
+    directories and the destination has, so that "a" and "a/b" cannot both be there.
     """
 
     filter: Filter
@@ -92,6 +93,7 @@ class Rules:
     conflict_hint: str | None = "--delete lets it be replaced"
     completes: tuple[bool, bool] = (False, False)
     same_versions: bool = False
+    flat: bool = False
 
     def same_time(self, entry: Entry, old: Entry) -> bool:
         """True when the copy `old` is not older than the file, as far as both sides' times can tell."""
@@ -175,12 +177,39 @@ def before(one: str, other: str) -> bool:
     return os.fsencode(one) < os.fsencode(other)
 
 
+class _Above:
+    """Finds names of which one is a file and the other, by its path, needs it to be a directory."""
+
+    def __init__(self) -> None:
+        self._files: list[str] = []  # "path/" of files below which more may come, the last one on top
+
+    def sift(self, entries: list[Entry], faults: list[Fault]) -> list[Entry]:
+        """The entries that can be on a disk together with those before them; the rest are faults."""
+        files = self._files
+        kept: list[Entry] = []
+        for entry in entries:
+            key = order(entry)
+            while files and not key.startswith(files[-1]) and before(files[-1], key):
+                files.pop()
+            if files and key.startswith(files[-1]):
+                error = Conflict("there is a file of the name that its directory should have")
+                faults.append(Fault(entry.path, error))
+                continue
+            kept.append(entry)
+            if entry.kind == "file":
+                files.append(key + "/")
+        return kept
+
+
 class _Side:
     """One listing, a filtered page at a time."""
 
-    def __init__(self, pages: AsyncIterator[Page], chosen: Filter | None) -> None:
+    def __init__(
+        self, pages: AsyncIterator[Page], chosen: Filter | None, *, flat: bool = False
+    ) -> None:
         self._pages = pages
         self._chosen = chosen
+        self._above = _Above() if flat else None
         self.entries: list[Entry] = []
         self.index = 0
         self.done = False
@@ -194,6 +223,8 @@ class _Side:
                 self.done = True
                 return
             page.faults.extend(faults)
+            if self._above is not None:
+                entries = self._above.sift(entries, page.faults)
             chosen = entries if self._chosen is None else self._chosen.select(entries)
             if is_source and self._chosen is not None:
                 # A version out of bounds is not copied, but it is there: its counterpart stays.
@@ -218,7 +249,7 @@ async def plan(
     async with closing(source), closing(destination):
         planner = _Planner(rules)
         select = None if rules.filter.is_empty else rules.filter
-        ours = _Side(source, select)
+        ours = _Side(source, select, flat=rules.flat)
         # The destination is not filtered: what is there counts for its counterpart, whatever its size or
         # age. Filters only keep it from being deleted.
         theirs = _Side(destination, select if rules.delete and not rules.delete_excluded else None)

@@ -1051,3 +1051,23 @@ def test_faults_come_before_the_rest() -> None:
     )
     assert isinstance(refusal, ListingError)
     assert "first" in str(refusal)
+
+
+async def test_names_that_need_a_file_to_be_a_directory() -> None:
+    """Of a flat source, the file is kept and what is below it refused, whatever comes in between, on
+    whatever page; and such a listing deletes nothing."""
+
+    async def pages() -> AsyncIterator[Page]:
+        names = ["a", "a!", "a!/x", "a-b", "a/b", "a/c/d", "a0", "b/c", "b/c/d", "bc"]
+        for name in names:
+            yield Page([Entry(name, "file", 1, 0)])
+
+    async def nothing() -> AsyncIterator[Page]:
+        return
+        yield
+
+    planned = [page async for page in plan(pages(), nothing(), Rules(Filter(), flat=True))]
+    copies = [action.path for page in planned for action in page.now]
+    faults = [fault.path for page in planned for fault in page.faults]
+    assert copies == ["a", "a!", "a-b", "a0", "b/c", "bc"]
+    assert faults == ["a!/x", "a/b", "a/c/d", "b/c/d"]
