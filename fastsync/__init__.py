@@ -8,11 +8,12 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from fastsync.api import cp, ls, sync
+    from fastsync.api import cat, cp, du, ls, mkdir, mv, pipe, presign, rm, stat, sync
     from fastsync.backend import Entry
     from fastsync.errors import FastsyncError
     from fastsync.events import Item, Observer, Totals
     from fastsync.filters import Rule
+    from fastsync.listing import Usage
     from fastsync.tally import Summary
 
 __version__ = "0.1.0"
@@ -25,9 +26,18 @@ __all__ = [
     "Rule",
     "Summary",
     "Totals",
+    "Usage",
     "__version__",
+    "cat",
     "cp",
+    "du",
     "ls",
+    "mkdir",
+    "mv",
+    "pipe",
+    "presign",
+    "rm",
+    "stat",
     "sync",
 ]
 
@@ -39,8 +49,17 @@ _HOMES = {
     "Rule": "filters",
     "Summary": "tally",
     "Totals": "events",
+    "Usage": "listing",
+    "cat": "api",
     "cp": "api",
+    "du": "api",
     "ls": "api",
+    "mkdir": "api",
+    "mv": "api",
+    "pipe": "api",
+    "presign": "api",
+    "rm": "api",
+    "stat": "api",
     "sync": "api",
 }
 

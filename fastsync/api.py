@@ -1,4 +1,4 @@
-"""The library: `cp`, `sync` and `ls`, and the same as coroutines.
+"""The library: a function for each verb of the command, and the same as coroutines.
 
     import fastsync
 
@@ -13,605 +13,137 @@ passed. Every option is a setting of docs/CONFIGURATION.md, by the same name.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
-import os
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from fastsync.backend import (
-    Backend,
+    CreatesPlaces,
     Entry,
     Fault,
-    Hashes,
     KeepsDirectories,
-    KeepsLinks,
-    Page,
-    ScanOptions,
+    SignsLinks,
     Sink,
-    Source,
-    StoreOptions,
     WriteOptions,
+    closing,
+    offers,
 )
-from fastsync.config import from_options
-from fastsync.engine import Budgets, Engine, Work
-from fastsync.errors import (
-    Conflict,
-    FastsyncError,
-    ListingError,
-    NotFound,
-    Unsupported,
-    UsageError,
-)
-from fastsync.events import Observer, Silent, Totals
-from fastsync.filters import Filter, Rule
-from fastsync.location import Location, parse
-from fastsync.names import path_key
-from fastsync.plan import Comparison, DeleteGate, Rules, plan
-from fastsync.registry import Registry
-from fastsync.settings import Settings
+from fastsync.config import Resolved, resolve_options
+from fastsync.copying import run_cp, run_sync
+from fastsync.errors import Conflict, FastsyncError, UsageError
+from fastsync.events import Observer, Silent
+from fastsync.filters import Rule
+from fastsync.listing import Usage, run_du, run_ls, run_stat, run_versions
+from fastsync.location import Location
+from fastsync.moving import run_mv
+from fastsync.ordered import CAT_DEFAULTS, cat_settings, run_cat
+from fastsync.piping import run_pipe
+from fastsync.removal import run_rm
+from fastsync.session import Place, Request, Session, all_located, located
 from fastsync.tally import Summary
 
-Place: TypeAlias = str | os.PathLike[str]
-PlaceSettings: TypeAlias = Callable[[Location], Mapping[str, str]]
+__all__ = [
+    "Request",
+    "cat",
+    "cp",
+    "du",
+    "ls",
+    "mkdir",
+    "mv",
+    "pipe",
+    "presign",
+    "rm",
+    "run_cat",
+    "run_cp",
+    "run_du",
+    "run_ls",
+    "run_mkdir",
+    "run_mv",
+    "run_pipe",
+    "run_presign",
+    "run_rm",
+    "run_stat",
+    "run_sync",
+    "run_versions",
+    "stat",
+    "sync",
+]
+
+# How long a signed link works, in seconds, unless somebody says otherwise.
+PRESIGN_S: Final = 3 * 3600.0
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What a run is asked for, besides its places: settings, filter rules, and who watches.
-
-    `place_settings` gives the settings of one place (endpoint, region ...).
-    """
-
-    settings: Settings = dataclasses.field(default_factory=Settings)
-    rules: Sequence[Rule] = ()
-    observer: Observer = dataclasses.field(default_factory=Silent)
-    place_settings: PlaceSettings = lambda _location: {}
-
-    def filter(self) -> Filter:
-        """The compiled rules; ages count from now. Raises UsageError for a bad pattern."""
-        settings = self.settings
-        now = time.time_ns()
-
-        def ago(seconds: float | None) -> int | None:
-            return None if seconds is None else now - round(seconds * 1e9)
-
-        return Filter(
-            self.rules,
-            min_size=settings.min_size,
-            max_size=settings.max_size,
-            newer_than_ns=ago(settings.max_age),
-            older_than_ns=ago(settings.min_age),
-            max_depth=settings.max_depth,
-        )
+def _refuse_stream(location: Location) -> None:
+    if location.is_stream:
+        raise UsageError("standard input and output are not meant here", where="-")
 
 
-class Session:
-    """The protocols and stores that one run has opened; closing it closes them all."""
-
-    def __init__(self, request: Request) -> None:
-        self._request = request
-        self._registry = Registry.from_entry_points()
-        self._backends: dict[type[Backend], Backend] = {}
-        self._stores: dict[tuple[Location, bool], Source] = {}
-
-    async def __aenter__(self) -> Session:
-        return self
-
-    async def __aexit__(self, *_error: object) -> None:
-        for store in self._stores.values():
-            await store.aclose()
-        for backend in self._backends.values():
-            await backend.aclose()
-
-    async def open(self, location: Location, *, follow: bool = False) -> Source:
-        """The store at `location`, one per run. Raises UsageError for an unknown scheme, AccessRefused."""
-        known = self._stores.get((location, follow))
-        if known is not None:
-            return known
-        found = self._registry.load(location.scheme)
-        backend = self._backends.get(found)
-        if backend is None:
-            # Two schemes of one protocol (http and https) share what it owns.
-            backend = self._backends[found] = found()
-        settings = self._request.settings
-        store = await backend.connect(
-            location,
-            StoreOptions(
-                streams=settings.parallel_streams,
-                jobs=settings.jobs,
-                chunk_size=settings.chunk_size,
-                buffer_size=settings.buffer_size,
-                stall_timeout_s=settings.stall_timeout,
-                request_timeout_s=settings.request_timeout,
-                follow_links=follow,
-                place=self._request.place_settings(location),
-            ),
-        )
-        self._stores[location, follow] = store
-        return store
-
-    async def open_sink(self, location: Location) -> Sink:
-        """A store that can be written. Raises UsageError for one that cannot."""
-        store = await self.open(location)
-        if not isinstance(store, Sink):
-            raise UsageError(f"{location.scheme}:// can only be read", where=str(location))
-        return store
+# -- as coroutines -----------------------------------------------------------------------------------
 
 
-# -- what is asked for -------------------------------------------------------------------------------
-
-
-def _rules(request: Request, chosen: Filter, source: Source, sink: Sink) -> Rules:
-    settings = request.settings
-    steps = [store.limits.mtime_step_ns for store in (source, sink)]
-    precision = max((step for step in steps if step is not None), default=1)
-    window_ns = precision - 1
-    if settings.modify_window is not None:
-        window_ns = max(window_ns, round(settings.modify_window * 1e9))
-    special = 0o7777 if settings.preserve_special else 0o777
-    return Rules(
-        filter=chosen,
-        comparison=_comparison(settings, source, sink),
-        window_ns=window_ns,
-        mode_mask=source.limits.mode_mask & sink.limits.mode_mask & special,
-        owner=settings.owner,
-        directories=isinstance(sink, KeepsDirectories),
-        directory_times=settings.dir_times and isinstance(sink, KeepsDirectories),
-        links=settings.links == "keep" and isinstance(sink, KeepsLinks),
-        update=settings.update,
-        ignore_times=settings.ignore_times,
-        ignore_existing=settings.ignore_existing,
-        existing=settings.existing,
-        delete=settings.delete,
-        delete_excluded=settings.delete_excluded,
-        show_skips=request.observer.wants_skips,
-    )
-
-
-def _comparison(settings: Settings, source: Source, sink: Sink) -> Comparison:
-    """Size and time where both sides keep times; else digests, else size and "newer than the copy"."""
-    if settings.checksum:
-        return "checksum"
-    if settings.size_only:
-        return "size"
-    if source.limits.mtime_step_ns is not None and sink.limits.mtime_step_ns is not None:
-        return "mtime"
-    if isinstance(source, Hashes) and isinstance(sink, Hashes):
-        if set(source.algorithms) & set(sink.algorithms):
-            return "checksum"
-    return "newer"
-
-
-def _write_options(settings: Settings) -> WriteOptions:
-    return WriteOptions(
-        owner=settings.owner,
-        special=settings.preserve_special,
-        inplace=settings.inplace,
-        durable=settings.durable,
-        sparse=settings.sparse,
-    )
-
-
-def _gate(settings: Settings) -> DeleteGate | None:
-    if not settings.delete:
-        return None
-    limit = settings.max_delete
-    return DeleteGate(
-        files=limit.files if limit else None,
-        percent=limit.percent if limit else None,
-        allow_empty_source=settings.allow_empty_source,
-    )
-
-
-def _scan_options(request: Request, chosen: Filter, *, is_source: bool) -> ScanOptions:
-    settings = request.settings
-    sees_everything = chosen.is_empty or (not is_source and settings.delete_excluded)
-    return ScanOptions(
-        links="follow" if is_source and settings.links == "follow" else "keep",
-        owner=settings.owner,
-        missing_ok=not is_source,
-        prune=None if sees_everything else chosen.prune,
-    )
-
-
-def _engine(request: Request) -> Engine:
-    settings = request.settings
-    return Engine(
-        Budgets(
-            streams=settings.parallel_streams,
-            jobs=settings.jobs,
-            chunk_size=settings.chunk_size,
-            memory=settings.buffer_size,
-            retries=settings.retry_count,
-        ),
-        request.observer,
-        dry_run=settings.dry_run,
-    )
-
-
-# -- trees and files ---------------------------------------------------------------------------------
-
-
-async def _standing(store: Source) -> Entry | None:
-    """What is at a destination, None for nothing. Raises UsageError where nothing can be."""
-    try:
-        return await store.stat("", follow=True)
-    except NotFound:
-        return None
-    except Conflict as error:
-        raise _in_the_way(store.location) from error
-
-
-def _in_the_way(location: Location, what: str = "a file") -> UsageError:
-    return UsageError(
-        f"{what} stands where the directory should go",
-        where=str(location),
-        hint="name another destination, or move the file away",
-    )
-
-
-async def _named(store: Source) -> Entry:
-    """What is at a source. Raises ListingError for nothing, Unsupported for what cannot be copied."""
-    where = str(store.location)
-    try:
-        entry = await store.stat("", follow=True)
-    except (NotFound, Conflict) as error:
-        raise ListingError("no such file or directory", where=where) from error
-    if entry.kind != "dir" and store.location.is_directory_like:
-        raise ListingError("it is not a directory", where=where, hint="leave out the slash")
-    if entry.kind == "special":
-        raise Unsupported(
-            "it is a device, a pipe or a socket, and those are not copied", where=where
-        )
-    return entry
-
-
-def _refuse_overlap(source: Source, sink: Source) -> None:
-    ours, theirs = source.address().rstrip("/"), sink.address().rstrip("/")
-    if ours == theirs:
-        raise UsageError("source and destination are the same place", where=str(sink.location))
-    if theirs.startswith(ours + "/") or ours.startswith(theirs + "/"):
-        inner, outer = (
-            ("destination", "source") if len(theirs) > len(ours) else ("source", "destination")
-        )
-        raise UsageError(f"the {inner} is inside the {outer}", where=str(sink.location))
-
-
-async def _check_file(source: Source, sink: Sink, name: str, to: str) -> Entry | None:
-    """What stands where a file should go. Raises UsageError if it cannot go there."""
-    where = str(sink.location.child(to))
-    if (source.address().rstrip("/"), name) == (sink.address().rstrip("/"), to):
-        raise UsageError("source and destination are the same file", where=where)
-    try:
-        standing = await sink.stat(to)
-    except NotFound:
-        return None
-    except Conflict as error:
-        raise _in_the_way(sink.location) from error
-    leads_to = standing.kind
-    if standing.kind == "link":
-        with contextlib.suppress(FastsyncError):
-            leads_to = (await sink.stat(to, follow=True)).kind
-    if leads_to == "special":
-        # Somebody means /dev/null, /dev/stdout or a disk; a file in its place would help nobody.
-        raise UsageError(
-            "a device, a pipe or a socket stands there",
-            where=where,
-            hint="name another destination, or remove it first",
-        )
-    return standing
-
-
-async def _check_tree(source: Source, sink: Source) -> Entry | None:
-    """What stands where a tree should go. Raises UsageError if it cannot go there."""
-    _refuse_overlap(source, sink)
-    standing = await _standing(sink)
-    if standing is not None and standing.kind != "dir":
-        raise _in_the_way(sink.location)
-    return standing
-
-
-async def _tree(
-    session: Session, request: Request, source: Source, target: Location, *, is_sync: bool
-) -> Work:
-    """Everything below one place to another."""
-    settings = request.settings
-    sink = await session.open_sink(target)
-    standing = await _check_tree(source, sink)
-    chosen = request.filter()
-    rules = _rules(request, chosen, source, sink)
-    ours = source.scan(_scan_options(request, chosen, is_source=True))
-    if not is_sync:
-        rules = dataclasses.replace(rules, delete=False, conflict_hint=None)
-        ours = _or_fault(ours)
-    pages = plan(ours, sink.scan(_scan_options(request, chosen, is_source=False)), rules)
-    root = await source.stat("", follow=True)
-    is_new = standing is None and isinstance(sink, KeepsDirectories)
-    if is_new and isinstance(sink, KeepsDirectories) and not settings.dry_run:
-        # So that an empty source, too, gives what was asked for.
-        for error in await sink.make_directories([root], _write_options(settings)):
-            if error is not None:
-                raise error
-    return Work(
-        source,
-        sink,
-        pages,
-        _write_options(settings),
-        gate=_gate(settings) if is_sync else None,
-        root=root if is_new or rules.directory_times else None,
-        directory_times=rules.directory_times,
-        protects=not chosen.is_empty,
-        differ=rules.attributes_differ,
-    )
-
-
-async def _or_fault(pages: AsyncIterator[Page]) -> AsyncIterator[Page]:
-    """A listing of which a failure is no more than an entry that is missing: others may do better."""
-    try:
-        async for page in pages:
-            yield page
-    except FastsyncError as error:
-        yield Page([], [Fault("", error)])
-
-
-def _files(
-    request: Request,
-    source: Source,
-    sink: Sink,
-    pairs: Sequence[tuple[Entry, Entry | None]],
-    name: str | None = None,
-) -> Work:
-    """Files of one directory, which the user named, each with what stands in its place; a single one
-    may get another `name`."""
-    chosen = request.filter()
-    rules = _rules(request, chosen, source, sink)
-    rules = dataclasses.replace(rules, delete=False, conflict_hint=None)
-    entries = [entry for entry, _ in pairs]
-    if not request.settings.owner:
-        entries = [entry._replace(owner=None) for entry in entries]
-    standing = [old._replace(path=entry.path) for entry, old in pairs if old is not None]
-    for listing in (entries, standing):
-        listing.sort(key=lambda entry: path_key(entry.path + "/" * (entry.kind == "dir")))
-    return Work(
-        source,
-        sink,
-        plan(_one_page(entries), _one_page(standing), rules),
-        _write_options(request.settings),
-        rename=None if name is None else lambda _path: name,
-        differ=rules.attributes_differ,
-    )
-
-
-async def _file(session: Session, request: Request, store: Source, target: Location) -> Work:
-    """One file, which the user named, to exactly `target`."""
-    name, to = store.location.name, target.name
-    source = await session.open(store.location.parent(), follow=True)
-    sink = await session.open_sink(target.parent())
-    standing = await _check_file(source, sink, name, to)
-    entry = (await store.stat("", follow=True))._replace(path=name)
-    return _files(request, source, sink, [(entry, standing)], to)
-
-
-async def _one_page(entries: list[Entry]) -> AsyncGenerator[Page, None]:
-    if entries:
-        yield Page(entries)
-
-
-def _into(directory: Location, location: Location) -> Location:
-    """Where `location` lands when it is copied into `directory`: the contents alone for ``dir/``."""
-    name = location.name
-    return directory if name in ("", ".", "..") else directory.child(name)
-
-
-def _refuse_streams(*locations: Location) -> None:
-    if any(location.is_stream for location in locations):
-        raise UsageError(
-            "standard input and output are not supported yet", hint="name a file instead of -"
-        )
-
-
-# -- the verbs ---------------------------------------------------------------------------------------
-
-
-async def run_sync(source: Place, destination: Place, request: Request) -> Summary:
-    """See `sync`."""
-    location, target = parse(os.fspath(source)), parse(os.fspath(destination))
-    _refuse_streams(location, target)
-    settings = request.settings
+async def run_mkdir(places: Place | Sequence[Place], request: Request) -> None:
+    """See `mkdir`."""
     async with Session(request) as session:
-        store = await session.open(location, follow=settings.links == "follow")
-        try:
-            named = await _named(store)
-        except ListingError as error:
-            if settings.ignore_missing_args:
-                request.observer.note(f"skipped, it does not exist: {location}")
-                return Summary(Totals())
-            raise ListingError(
-                "the source does not exist", where=str(location), hint="nothing was deleted"
-            ) from error
-        if named.kind == "dir":
-            work = await _tree(session, request, store, target, is_sync=True)
-        else:
-            if target.is_directory_like or await _is_directory(session, target):
-                target = _into(target, location)
-            work = await _file(session, request, store, target)
-        summary = await _engine(request).run(_several([work]))
-        summary.comparison = _comparison(settings, store, work.sink)
-        return summary
-
-
-async def run_cp(sources: Sequence[Place], destination: Place, request: Request) -> Summary:
-    """See `cp`."""
-    locations = [parse(os.fspath(source)) for source in sources]
-    target = parse(os.fspath(destination))
-    _refuse_streams(*locations, target)
-    if not locations:
-        raise UsageError("no source given")
-    async with Session(request) as session:
-        engine = _engine(request)
-        works = _Works(session, request, target)
-        await works.begin(several=len(locations) > 1)
-        for location in locations:
-            try:
-                await works.add(location)
-            except UsageError:
-                raise
-            except FastsyncError as error:
-                if isinstance(error, ListingError) and request.settings.ignore_missing_args:
-                    request.observer.note(f"skipped, it does not exist: {location}")
-                else:
-                    engine.unusable(location, error)
-        summary = await engine.run(works.made())
-        summary.comparison = works.comparison
-        return summary
-
-
-@dataclass(slots=True)
-class _Part:
-    """A directory, or files of one directory with what stands in their places, on the way to a sink."""
-
-    source: Source
-    sink: Sink
-    files: list[tuple[Entry, Entry | None]] | None = None
-
-
-class _Works:
-    """What `cp` was asked for: everything is checked before the first work is made."""
-
-    def __init__(self, session: Session, request: Request, target: Location) -> None:
-        self._session = session
-        self._request = request
-        self._target = target
-        self._into = False
-        self._parts: list[_Part] = []
-        # Files that the user named travel together, as long as no directory is merged with them.
-        self._files: dict[Location, _Part] = {}
-        self._claims: dict[str, tuple[str, bool]] = {}
-        self._merges = False
-        self.comparison = ""
-
-    async def begin(self, *, several: bool) -> None:
-        """Look at the destination. Raises UsageError."""
-        target = self._target
-        self._into = target.is_directory_like or await _is_directory(self._session, target)
-        if several and not self._into:
-            raise UsageError(
-                "several sources need a directory as destination",
-                where=str(target),
-                hint="end it with a / to have it made",
-            )
-
-    async def add(self, location: Location) -> None:
-        """One more source. Raises UsageError for what cannot be asked, else why it cannot be copied."""
-        session, settings = self._session, self._request.settings
-        store = await session.open(location, follow=settings.links == "follow")
-        named = await _named(store)
-        place = _into(self._target, location) if self._into else self._target
-        if named.kind != "dir":
-            await self._add_file(store, named, place)
-            return
-        if not settings.recursive:
-            raise UsageError("it is a directory", where=str(location), hint="-R copies directories")
-        sink = await session.open_sink(place)
-        if self._into and place != self._target:
-            above = await session.open_sink(self._target)
-            with contextlib.suppress(NotFound, Conflict):
-                if (await above.stat(place.name)).kind == "link":
-                    raise _in_the_way(place, "a link")
-        await _check_tree(store, sink)
-        if place == self._target:
-            self._merges = True
-            self._files.clear()
-        elif not self._claim(store, place, is_directory=True):
-            return
-        self._parts.append(_Part(store, sink))
-        self.comparison = self.comparison or _comparison(settings, store, sink)
-
-    async def _add_file(self, store: Source, named: Entry, place: Location) -> None:
-        session, parent, name = self._session, store.location.parent(), store.location.name
-        if not self._claim(store, place, is_directory=False):
-            return
-        if (part := self._files.get(parent)) is None:
-            source = await session.open(parent, follow=True)
-            sink = await session.open_sink(place.parent())
-            part = self._files[parent] = _Part(source, sink, [])
-            self._parts.append(part)
-            self.comparison = self.comparison or _comparison(self._request.settings, source, sink)
-        standing = await _check_file(part.source, part.sink, name, place.name)
-        assert part.files is not None
-        part.files.append((named._replace(path=name), standing))
-
-    def _claim(self, store: Source, place: Location, *, is_directory: bool) -> bool:
-        """False for a source that was named before. Directories of one name are merged, files of one
-        name would lose all but one."""
-        ours = (store.address(), is_directory)
-        other = self._claims.setdefault(str(place), ours)
-        if other is ours:
-            return True
-        if other == ours:
-            return False
-        if not (is_directory and other[1]):
-            raise UsageError("two of the sources would have the same name", where=str(place))
-        self._merges = True
-        return True
-
-    async def made(self) -> AsyncIterator[Work]:
-        """The works, each made when the one before it is planned."""
-        for index, part in enumerate(self._parts):
-            if part.files is None:
-                place = part.sink.location
-                work = await _tree(self._session, self._request, part.source, place, is_sync=False)
+        for location in all_located(places):
+            _refuse_stream(location)
+            store = await session.open_sink(location)
+            if isinstance(store, CreatesPlaces) and not location.path.strip("/"):
+                await _create(store)
+            elif offers(store, KeepsDirectories):
+                entry = Entry("", "dir", None, None)
+                for error in await store.make_directories([entry], WriteOptions()):
+                    if error is not None:
+                        raise error.at(str(location))
             else:
-                name = None if self._into else self._target.name
-                work = _files(self._request, part.source, part.sink, part.files, name)
-            work.last = self._merges and index > 0
-            yield work
+                raise UsageError(
+                    "directories exist there only with something in them",
+                    where=str(location),
+                    hint="copy a file there",
+                )
 
 
-async def _is_directory(session: Session, target: Location) -> bool:
-    standing = await _standing(await session.open(target))
-    return standing is not None and standing.kind == "dir"
-
-
-async def _several(works: Sequence[Work]) -> AsyncIterator[Work]:
-    for work in works:
-        yield work
-
-
-async def run_ls(
-    place: Place, request: Request, *, recursive: bool = False, directory: bool = False
-) -> AsyncIterator[Page]:
-    """See `ls`; pages as they come, faults included. A file lists as itself."""
-    location = parse(os.fspath(place))
-    _refuse_streams(location)
-    chosen = request.filter()
-    settings = request.settings
-    async with Session(request) as session:
-        store = await session.open(location, follow=settings.links == "follow")
+async def _create(store: Sink) -> None:
+    """A place that is ours already is fine, as any directory that is there."""
+    assert isinstance(store, CreatesPlaces)
+    try:
+        await store.create_place()
+    except Conflict:
         try:
-            standing = await store.stat("", follow=True)
-        except (NotFound, Conflict) as error:
-            raise ListingError("no such file or directory", where=str(location)) from error
-        if standing.kind != "dir" or directory:
-            yield Page([standing._replace(path=location.name or location.path)])
+            await store.stat("")
+        except FastsyncError:
+            pass  # somebody else's
+        else:
             return
-        options = ScanOptions(
-            recursive=recursive,
-            links="follow" if settings.links == "follow" else "keep",
-            owner=True,
-            prune=None if chosen.is_empty else chosen.prune,
-        )
-        async for entries, faults in store.scan(options):
-            yield Page(entries if chosen.is_empty else chosen.select(entries), faults)
+        raise
+
+
+async def run_presign(
+    place: Place, request: Request, *, expires_in: float = PRESIGN_S, method: str = "GET"
+) -> str:
+    """See `presign`."""
+    location = located(place)
+    _refuse_stream(location)
+    async with Session(request) as session:
+        store, path = await session.reach(location)
+        if not offers(store, SignsLinks):
+            raise UsageError(f"{location.scheme}:// has no signed links", where=str(location))
+        if not path:
+            raise UsageError("name a file", where=str(location))
+        return await store.presign(path, round(expires_in), method)
+
+
+# -- as functions ------------------------------------------------------------------------------------
 
 
 def _request(
-    options: Mapping[str, Any], rules: Sequence[Rule], observer: Observer | None
+    options: Mapping[str, Any], rules: Sequence[Rule] = (), observer: Observer | None = None
 ) -> Request:
-    return Request(from_options(options), rules, observer or Silent())
+    return _asked(resolve_options(options), rules, observer)
+
+
+def _asked(found: Resolved, rules: Sequence[Rule], observer: Observer | None) -> Request:
+    settings, given = found.settings, found.given_places
+    return Request(settings, rules, observer or Silent(), found.place_settings, given)
 
 
 def cp(
@@ -628,8 +160,7 @@ def cp(
     `rules` are ordered include and exclude rules; `options` are settings by name. Raises UsageError
     before anything is touched, ListingError when a listing cannot be trusted.
     """
-    several = [sources] if isinstance(sources, (str, os.PathLike)) else sources
-    return asyncio.run(run_cp(several, destination, _request(options, rules, observer)))
+    return asyncio.run(run_cp(sources, destination, _request(options, rules, observer)))
 
 
 def sync(
@@ -649,6 +180,33 @@ def sync(
     return asyncio.run(run_sync(source, destination, _request(options, rules, observer)))
 
 
+def mv(
+    sources: Place | Sequence[Place],
+    destination: Place,
+    *,
+    rules: Sequence[Rule] = (),
+    observer: Observer | None = None,
+    **options: Any,
+) -> Summary:
+    """Move files and directories: a source goes when its copy is verified and committed, and stays if it
+    changed meanwhile. Arguments and errors as for `cp`."""
+    return asyncio.run(run_mv(sources, destination, _request(options, rules, observer)))
+
+
+def rm(
+    places: Place | Sequence[Place],
+    *,
+    rules: Sequence[Rule] = (),
+    observer: Observer | None = None,
+    **options: Any,
+) -> Summary:
+    """Remove files, and directories with ``recursive=True``; links, not what they lead to.
+
+    Raises UsageError before anything is touched.
+    """
+    return asyncio.run(run_rm(places, _request(options, rules, observer)))
+
+
 def ls(
     place: Place,
     *,
@@ -659,7 +217,7 @@ def ls(
 
     Raises ListingError when `place` does not exist, and the first fault of an incomplete listing.
     """
-    request = _request(options, rules, None)
+    request = _request(options, rules)
 
     async def collect() -> list[Entry]:
         entries: list[Entry] = []
@@ -670,3 +228,74 @@ def ls(
         return entries
 
     return asyncio.run(collect())
+
+
+def du(place: Place, *, rules: Sequence[Rule] = (), **options: Any) -> Usage:
+    """How many files there are at and below `place`, and how many bytes in them.
+
+    Raises ListingError when `place` does not exist, and the first fault of an incomplete listing.
+    """
+    request = _request(options, rules)
+
+    async def count() -> Usage:
+        total = Usage("", 0, 0)
+        async for found in run_du(place, request):
+            if isinstance(found, Fault):
+                raise found.error
+            total = found
+        return total
+
+    return asyncio.run(count())
+
+
+def stat(place: Place, **options: Any) -> Entry:
+    """The entry of `place` itself; a link is not followed. Raises ListingError for nothing."""
+    request = _request({"raw": True, **options})
+
+    async def look() -> Entry:
+        async with closing(run_stat(place, request)) as found:
+            return (await anext(found)).entry
+
+    return asyncio.run(look())
+
+
+def mkdir(places: Place | Sequence[Place], **options: Any) -> None:
+    """Make directories, with those above them, or what else a place needs (a bucket). One that is there
+    is fine. Raises Conflict where something else stands, UsageError where there are no directories."""
+    asyncio.run(run_mkdir(places, _request(options)))
+
+
+def cat(
+    places: Place | Sequence[Place],
+    output: int,
+    *,
+    offset: int = 0,
+    count: int | None = None,
+    observer: Observer | None = None,
+    **options: Any,
+) -> Summary:
+    """Write the files at `places`, one after the other, to the file descriptor `output`; of each only
+    `count` bytes from `offset` on, if asked. Ranges are fetched ``parallel_streams`` at a time.
+
+    Raises what is wrong with the first file that cannot be read; bytes before it may be written.
+    """
+    found = resolve_options(options, CAT_DEFAULTS)
+    request = dataclasses.replace(_asked(found, (), observer), settings=cat_settings(found))
+    return asyncio.run(run_cat(places, request, output, offset=offset, count=count))
+
+
+def pipe(
+    place: Place, *, source: int = 0, observer: Observer | None = None, **options: Any
+) -> Summary:
+    """Write what the file descriptor `source` gives, to its end, to the file `place`: whole or not at
+    all. Raises UsageError for a directory."""
+    request = _request(options, (), observer)
+    return asyncio.run(run_pipe(place, request, fd=source))
+
+
+def presign(
+    place: Place, *, expires_in: float = PRESIGN_S, method: str = "GET", **options: Any
+) -> str:
+    """A URL that lets anybody do `method` on the file at `place`, for `expires_in` seconds. It is a
+    secret. Raises UsageError where there is no such thing."""
+    return asyncio.run(run_presign(place, _request(options), expires_in=expires_in, method=method))

@@ -12,15 +12,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from fastsync.errors import ConfigError, UsageError
 from fastsync.location import Location, parse
-from fastsync.settings import (
-    SETTINGS,
+from fastsync.settings import SETTINGS, Setting, Settings, Side
+from fastsync.values import (
     MaxDelete,
-    Setting,
-    Settings,
     meant,
     nearest,
     parse_duration,
@@ -48,12 +47,17 @@ __all__ = [
     "presets",
     "read_config",
     "resolve",
+    "resolve_options",
+    "state_folder",
 ]
+
+BUILT_IN: Final = "built-in"
 
 # Variables that are no settings.
 _OTHER_VARIABLES: Final = (
     "FASTSYNC_CONFIG",
     "FASTSYNC_PROFILE",
+    "FASTSYNC_STATE",
     "FASTSYNC_PYTHON",
     "FASTSYNC_TRACEBACK",
     "FASTSYNC_HEADER",
@@ -76,7 +80,8 @@ class Resolved:
     """What `resolve` found: the settings, and by name of the setting where its value comes from.
 
     `places` are the tables of the file, by place as written there. `config_file` is the file that was
-    read, None without one. `notes` are worth a line each on stderr.
+    read, None without one. `notes` are worth a line each on stderr. `given` has the names of settings
+    that come from flags.
     """
 
     settings: Settings
@@ -85,6 +90,27 @@ class Resolved:
     profile: str | None = None
     config_file: Path | None = None
     notes: tuple[str, ...] = ()
+    given: frozenset[str] = frozenset()
+
+    def place_settings(self, place: Location, side: Side = "source") -> dict[str, str]:
+        """What the store at `place` should know, by its keys. A flag counts first, then the table of the
+        place, then whatever else says something; what is said for one side counts before what is said
+        for both."""
+        flags: dict[str, str] = {}
+        others: dict[str, str] = {}
+        known = [each for each in SETTINGS.values() if each.place and each.side in (None, side)]
+        for setting in sorted(known, key=lambda each: each.side is not None):
+            value = getattr(self.settings, setting.name)
+            if value is not None and self.origins[setting.name] != BUILT_IN:
+                chosen = flags if setting.name in self.given else others
+                chosen[setting.place or ""] = _as_text(value)
+        return {**others, **self.place_for(place), **flags}
+
+    @property
+    def given_places(self) -> frozenset[str]:
+        """The keys of places that flags name, switches that are off aside."""
+        keys = (SETTINGS[name].place for name in self.given if getattr(self.settings, name))
+        return frozenset(key for key in keys if key)
 
     def place_for(self, place: Location | str) -> dict[str, str]:
         """The table of the longest place in the file that holds `place`; {} when none does.
@@ -96,6 +122,10 @@ class Resolved:
         wanted = parse(place) if isinstance(place, str) else place
         holding = [place for place in self.places if _holds(parse(place), wanted)]
         return dict(self.places[max(holding, key=_specificity)]) if holding else {}
+
+
+def _as_text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _holds(place: Location, wanted: Location) -> bool:
@@ -129,8 +159,11 @@ def resolve(
     profile: str | None = None,
     config_file: Path | None = None,
     environ: Mapping[str, str] = os.environ,
+    defaults: Mapping[str, object] = MappingProxyType({}),
 ) -> Resolved:
     """The effective settings of a run, from all sources.
+
+    `defaults` are a verb's own, in the place of what is built in.
 
     `flags` go by name of the setting; None means "not given", text is read as the command line writes
     it, any other value is the effective value itself (bytes, seconds). Of two settings that exclude each
@@ -150,7 +183,7 @@ def resolve(
     if file is not None:
         layers.append({k: (v, f"[global] of {file.path}") for k, v in file.settings.items()})
 
-    picks = _pick(layers)
+    picks = _pick(layers, defaults)
     return Resolved(
         _settings(picks),
         {name: pick.origin for name, pick in picks.items()},
@@ -158,6 +191,7 @@ def resolve(
         profile=chosen,
         config_file=file.path if file else None,
         notes=(*_unread_variables(environ), *(file.notes if file else ())),
+        given=frozenset(layers[0]),
     )
 
 
@@ -166,11 +200,24 @@ def from_options(options: Mapping[str, object]) -> Settings:
 
     Raises UsageError.
     """
-    return _settings(_pick([_from_flags(options)]))
+    return resolve_options(options).settings
 
 
-def _pick(layers: Sequence[_Layer]) -> dict[str, _Pick]:
-    picks = {name: _Pick(each.default, "built-in", len(layers)) for name, each in SETTINGS.items()}
+def resolve_options(
+    options: Mapping[str, object], defaults: Mapping[str, object] = MappingProxyType({})
+) -> Resolved:
+    """The same, and what of it places should know; `defaults` as in `resolve`. Raises UsageError."""
+    flags = _from_flags(options)
+    picks = _pick([flags], defaults)
+    origins = {name: pick.origin for name, pick in picks.items()}
+    return Resolved(_settings(picks), origins, given=frozenset(flags))
+
+
+def _pick(layers: Sequence[_Layer], defaults: Mapping[str, object]) -> dict[str, _Pick]:
+    picks = {
+        name: _Pick(defaults.get(name, each.default), BUILT_IN, len(layers))
+        for name, each in SETTINGS.items()
+    }
     for rank in reversed(range(len(layers))):
         for name, (value, origin) in layers[rank].items():
             picks[name] = _Pick(value, origin, rank)
@@ -359,9 +406,23 @@ def _find_config(named: Path | None, environ: Mapping[str, str]) -> tuple[str, s
     # XDG base directory specification: a relative path is invalid and to be ignored.
     base = environ.get("XDG_CONFIG_HOME", "")
     if not os.path.isabs(base):
-        home = environ.get("HOME", "")
-        base = os.path.join(home if os.path.isabs(home) else os.path.expanduser("~"), ".config")
+        base = os.path.join(_home(environ), ".config")
     return os.path.join(base, "fastsync", "config.toml"), ""
+
+
+def _home(environ: Mapping[str, str]) -> str:
+    home = environ.get("HOME", "")
+    return home if os.path.isabs(home) else os.path.expanduser("~")
+
+
+def state_folder(environ: Mapping[str, str] = os.environ) -> str:
+    """Where runs keep what the next one can use. Whoever writes there makes it, with mode 0700."""
+    if environ.get("FASTSYNC_STATE"):
+        return os.path.abspath(environ["FASTSYNC_STATE"])
+    base = environ.get("XDG_STATE_HOME", "")
+    if not os.path.isabs(base):
+        base = os.path.join(_home(environ), ".local", "state")
+    return os.path.join(base, "fastsync")
 
 
 def read_config(

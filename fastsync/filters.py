@@ -89,6 +89,39 @@ def parse_rule(text: str) -> Rule:
     return Rule(sign == "+ ", pattern)
 
 
+class Glob:
+    """One anchored pattern by itself: ``*`` ``?`` ``[ ]`` within a name, ``**`` across. Braces and commas
+    are ordinary characters. Raises UsageError for a pattern that is malformed or futile."""
+
+    def __init__(self, pattern: str) -> None:
+        plain = re.sub(r"(\\\\.)|([{}])", lambda found: found[1] or "\\" + found[2], pattern)
+        (glob,) = _expand("/" + plain)
+        # "**/" is any number of directories, none among them.
+        pieces = [
+            "(?:.*/)?" if segment == (_DEEP,) else _regex(segment) + "/"
+            for segment in _split(glob[1:], "/")
+        ]
+        last = _regex(_split(glob, "/")[-1])
+        self._whole = re.compile("".join(pieces[:-1]) + last, re.DOTALL).fullmatch
+        # What may stand above a match: each beginning of the pattern, up to the first "**".
+        ways: list[str] = []
+        for depth, segment in enumerate(_split(glob[1:], "/")):
+            if _DEEP in segment:
+                ways.append("".join(pieces[:depth]) + ".*")
+                break
+            if depth + 1 < len(pieces):
+                ways.append("".join(pieces[: depth + 1]).removesuffix("/"))
+        self._way = re.compile("|".join(ways), re.DOTALL).fullmatch if ways else None
+
+    def matches(self, path: str) -> bool:
+        """True when the pattern is of this whole path."""
+        return self._whole(path) is not None
+
+    def leads(self, directory: str) -> bool:
+        """True when something below `directory` could match."""
+        return self._way is not None and self._way(directory) is not None
+
+
 class Filter:
     """The rules and bounds of a run, for both listings. Threads may share one.
 

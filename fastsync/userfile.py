@@ -23,10 +23,10 @@ from pydantic_core import core_schema as schema
 
 from fastsync.errors import ConfigError, UsageError
 from fastsync.location import LOCAL_SCHEME, parse
-from fastsync.settings import MIB, SETTINGS, TEXT, meant, size_text, toml_name
+from fastsync.settings import SETTINGS, is_secret
+from fastsync.values import MIB, TEXT, meant, size_text, toml_name
 
 _LARGEST_FILE: Final = MIB
-_SECRET_KEY = re.compile(r"(?i)pass(w|phrase)|secret|token|key|credential|auth|cookie|header")
 _USERINFO = re.compile(r"://.*@", re.DOTALL)
 _FILTERS: Final = ("include", "exclude", "filter", "files_from", "include_from", "exclude_from")
 
@@ -44,11 +44,6 @@ class UserFile:
     profiles: Mapping[str, Mapping[str, object]]
     places: Mapping[str, Mapping[str, str]] = field(repr=False)
     notes: tuple[str, ...] = ()
-
-
-def is_secret(key: str) -> bool:
-    """Does this key of a place look as if its value should not be shown? Rather once too often."""
-    return _SECRET_KEY.search(key) is not None
 
 
 def read(path: Path) -> UserFile:

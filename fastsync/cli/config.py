@@ -15,7 +15,8 @@ from fastsync.config import SETTINGS, Resolved, find_config, presets, read_confi
 from fastsync.errors import UsageError, from_os_error
 from fastsync.location import parse
 from fastsync.names import printable
-from fastsync.userfile import is_secret, read_preset
+from fastsync.settings import is_secret
+from fastsync.userfile import read_preset
 
 _MASK = "***"
 

@@ -8,6 +8,7 @@ import click
 
 from fastsync.cli.options import TRANSFER, RuledCommand, with_options
 from fastsync.cli.transfer import run_transfer
+from fastsync.location import STREAM
 
 _NOT_HERE = ("delete", "delete_excluded", "max_delete", "allow_empty_source")
 
@@ -19,6 +20,9 @@ Examples:
   fastsync cp -R photos/ backup              the contents of photos
   fastsync cp -p 16 big.iso /mnt/disk/       16 streams
   fastsync cp -R --exclude '*.tmp' src dst/  without some files
+  fastsync cp -R photos s3://bucket/         makes s3://bucket/photos
+  fastsync cp 's3://bucket/logs/*.gz' logs/  what wildcards mean
+  tar c photos | fastsync cp - photos.tar    standard input
 """
 
 
@@ -34,8 +38,13 @@ def cp(context: click.Context, /, sources: tuple[str, ...], destination: str, **
     (size and time) are skipped; -I copies them anyway.
     """
 
+    if destination == STREAM:
+        from fastsync.cli.cat import write_out
+
+        return write_out(sources, values)
+
     def start(request: Any) -> Any:
-        from fastsync.api import run_cp
+        from fastsync.copying import run_cp
 
         return run_cp(sources, destination, request)
 

@@ -16,7 +16,16 @@ if TYPE_CHECKING:
 VERBS: Final = {
     "cp": ("fastsync.cli.cp", "Copy files, and directories with -R."),
     "sync": ("fastsync.cli.sync", "Make a destination like a source."),
+    "mv": ("fastsync.cli.mv", "Move files and directories."),
+    "rm": ("fastsync.cli.rm", "Remove files, and directories with -R."),
     "ls": ("fastsync.cli.ls", "List places."),
+    "du": ("fastsync.cli.du", "Add up files and bytes."),
+    "stat": ("fastsync.cli.stat", "Tell all about a place."),
+    "cat": ("fastsync.cli.cat", "Write files to standard output."),
+    "pipe": ("fastsync.cli.pipe", "Write standard input to a file."),
+    "mkdir": ("fastsync.cli.mkdir", "Make directories or buckets."),
+    "presign": ("fastsync.cli.presign", "Print a signed link."),
+    "jobs": ("fastsync.cli.jobs", "List and clean what was cut off."),
     "config": ("fastsync.cli.config", "Show and start the configuration."),
     "completion": ("fastsync.cli.completion", "Print a shell's completion script."),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -11,10 +12,12 @@ from fastsync.settings import SETTINGS, Setting
 
 if TYPE_CHECKING:
     from fastsync.config import Resolved
+    from fastsync.events import Observer
     from fastsync.filters import Rule
+    from fastsync.session import Request
 
 # Short names, and the names that users of s5cmd and rsync know.
-_MORE_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
+MORE_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "parallel_streams": ("-p",),
     "jobs": ("-j", "--numworkers"),
     "chunk_size": ("-c", "--part-size"),
@@ -32,14 +35,33 @@ _MORE_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "quiet": ("-q",),
     "summarize": ("--stat",),
     "human_readable": ("-H",),
+    "destination_region": ("--dest-region",),
+    "identity": ("-i",),
 }
 # Switches that can be turned off where the configuration turned them on are written in pairs.
 _PAIRED: Final = ("resume", "progress")
-_METAVARS: Final = {"a size": "SIZE", "a time": "TIME", "a whole": "N", "a number": "N|P%"}
+_METAVARS: Final = {
+    "a size": "SIZE",
+    "a time": "TIME",
+    "a whole": "N",
+    "a number": "N|P%",
+    "the name of a file": "FILE",
+    "a URL": "URL",
+    "key=value": "K=V",
+}
+# One line of text each, gathered from options that may be given several times.
+_REPEATED: Final = ("metadata",)
 
 TRANSFER: Final = tuple(name for name, setting in SETTINGS.items() if setting.flag is not None)
+# What a place that is looked at, or changed by itself, may need.
+PLACES: Final = tuple(
+    name
+    for name, setting in SETTINGS.items()
+    if setting.place == name and setting.side != "destination"
+)
 LIST: Final = (
     "recursive",
+    "raw",
     "json",
     "summarize",
     "human_readable",
@@ -50,12 +72,42 @@ LIST: Final = (
     "min_age",
     "max_age",
     "max_depth",
+    *PLACES,
 )
+# What a run shows and writes down.
+OUTPUT: Final = (
+    "dry_run",
+    "verbose",
+    "quiet",
+    "json",
+    "summarize",
+    "human_readable",
+    "log_file",
+    "log_level",
+    "log_format",
+)
+# How a store is talked to, whatever the verb.
+WIRE: Final = ("retry_count", "stall_timeout", "request_timeout")
 _RULES: Final = ("include", "exclude")
 _ORDER: Final = "fastsync.rule_order"
 
 
-class RuledCommand(click.Command):
+class GroupedCommand(click.Command):
+    """A command whose options are shown in the groups of the table of settings, its own ones first."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {"Options": []}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None and isinstance(param, click.Option):
+                groups.setdefault(_group_of(param), []).append(record)
+        for title, records in groups.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
+class RuledCommand(GroupedCommand):
     """A command that remembers the order of its --include and --exclude options: the first match wins."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -64,20 +116,8 @@ class RuledCommand(click.Command):
             ctx.meta[_ORDER] = [each.name for each in order if each.name in _RULES]
         return super().parse_args(ctx, args)
 
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """As click does, in groups."""
-        groups: dict[str, list[tuple[str, str]]] = {}
-        for param in self.get_params(ctx):
-            if (record := param.get_help_record(ctx)) is not None:
-                groups.setdefault(_group_of(param), []).append(record)
-        for title, records in groups.items():
-            with formatter.section(title):
-                formatter.write_dl(records)
-
 
 def _group_of(param: click.Parameter) -> str:
-    if isinstance(param, click.Argument):
-        return "Places"
     if param.name in _RULES:
         return "Filter"
     if param.name in ("profile", "config"):
@@ -91,16 +131,19 @@ def _group_of(param: click.Parameter) -> str:
         group = setting.group or group
         if setting.name == param.name:
             return group
-    return "Help"
+    return "Options"
 
 
-def with_options(names: Sequence[str], *, rules: bool = True) -> Callable[[Any], Any]:
-    """Add the options of these settings to a command; unset ones arrive as None."""
+def with_options(
+    names: Sequence[str], *, rules: bool = True, more: Mapping[str, tuple[str, ...]] = MORE_NAMES
+) -> Callable[[Any], Any]:
+    """Add the options of these settings to a command; unset ones arrive as None. `more` has the other
+    names of options, for a verb that has names of its own."""
 
     def decorate(function: Any) -> Any:
         made: list[Callable[[Any], Any]] = []
         for name in names:
-            made.extend(_options_of(SETTINGS[name]))
+            made.extend(_options_of(SETTINGS[name], more.get(name, ())))
         if rules:
             for rule in _RULES:
                 made.append(
@@ -127,9 +170,8 @@ def with_options(names: Sequence[str], *, rules: bool = True) -> Callable[[Any],
     return decorate
 
 
-def _options_of(setting: Setting) -> list[Callable[[Any], Any]]:
+def _options_of(setting: Setting, more: tuple[str, ...]) -> list[Callable[[Any], Any]]:
     name, flag = setting.name, setting.flag or ""
-    more = _MORE_NAMES.get(name, ())
     if name == "links":
         return [
             click.option("-l", "--links", "links", flag_value="keep", help="copy links (default)"),
@@ -156,15 +198,22 @@ def _options_of(setting: Setting) -> list[Callable[[Any], Any]]:
     metavar = next((mark for start, mark in _METAVARS.items() if told.startswith(start)), "TEXT")
     if told.startswith("one of "):
         metavar = told.removeprefix("one of ").replace(", ", "|")
-    return [click.option(*more, flag, name, metavar=metavar, help=setting.help)]
+    several = name in _REPEATED
+    about = f"{setting.help} (repeatable)" if several else setting.help
+    return [click.option(*more, flag, name, metavar=metavar, multiple=several, help=about)]
 
 
-def resolved(values: Mapping[str, Any]) -> Resolved:
-    """The effective settings for a command's parameters. Raises UsageError."""
+def resolved(
+    values: Mapping[str, Any], defaults: Mapping[str, object] = MappingProxyType({})
+) -> Resolved:
+    """The effective settings for a command's parameters; `defaults` are the verb's own. Raises
+    UsageError."""
     from fastsync.config import resolve
 
     flags = {
-        name: value for name, value in values.items() if name in SETTINGS and value is not None
+        name: "\n".join(value) if name in _REPEATED else value
+        for name, value in values.items()
+        if name in SETTINGS and value is not None and value != ()
     }
     if not flags.get("verbose"):
         flags.pop("verbose", None)
@@ -173,7 +222,25 @@ def resolved(values: Mapping[str, Any]) -> Resolved:
         from pathlib import Path
 
         config_file = Path(values["config"])
-    return resolve(flags, profile=values.get("profile"), config_file=config_file)
+    return resolve(flags, profile=values.get("profile"), config_file=config_file, defaults=defaults)
+
+
+def request_for(
+    settled: Resolved, rules: Sequence[Rule] = (), observer: Observer | None = None
+) -> Request:
+    """What a verb asks the library for."""
+    from fastsync.config import state_folder
+    from fastsync.events import Silent
+    from fastsync.session import Request
+
+    return Request(
+        settled.settings,
+        rules,
+        observer or Silent(),
+        settled.place_settings,
+        settled.given_places,
+        state_folder(),
+    )
 
 
 def rules_of(context: click.Context, values: Mapping[str, Any]) -> list[Rule]:

@@ -215,6 +215,36 @@ def write_error(line: str) -> None:
         pass
 
 
+def tell(error: FastsyncError) -> int:
+    """Say what went wrong with one of several places; its exit code."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    write_error(f"fastsync: error: {printable(str(error))}")
+    return error.exit_code
+
+
+def write_text(text: str) -> None:
+    """Names go out with the bytes they came with, in UTF-8 whatever the locale."""
+    sys.stdout.flush()
+    out = sys.stdout.buffer
+    out.write(text.encode("utf-8", "surrogateescape"))
+    out.flush()
+
+
+def rfc3339(time_ns: int) -> str:
+    """A moment in UTC, with a fraction if it has one."""
+    seconds, fraction = divmod(time_ns, 1_000_000_000)
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+    return f"{stamp}.{fraction:09d}Z" if fraction else f"{stamp}Z"
+
+
+def local_time(time_ns: int | None) -> str:
+    """A moment as people here write it, "-" for an unknown one."""
+    if time_ns is None:
+        return "-"
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time_ns // 1_000_000_000))
+
+
 def _told(item: Item) -> str:
     name = item.destination or item.source
     size = f" ({human_size(item.size)})" if item.operation == "copy" and item.size else ""

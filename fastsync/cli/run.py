@@ -25,6 +25,14 @@ class Interrupted(Exception):
         self.exit_code = 128 + number
 
 
+def run_to_exit(work: Coroutine[Any, Any, int]) -> int:
+    """Run a verb that leaves nothing to clean up; its exit code, or that of the signal that ended it."""
+    try:
+        return run(work, lambda: None)
+    except Interrupted as interrupted:
+        return interrupted.exit_code
+
+
 def run(work: Coroutine[Any, Any, T], on_interrupt: Callable[[], None]) -> T:
     """Run to the end. The first SIGINT, SIGTERM or SIGHUP cancels and cleans up, the second ends at once;
     one that we were started to ignore (nohup, a shell's background) stays ignored.

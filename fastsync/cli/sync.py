@@ -17,6 +17,7 @@ Examples:
   fastsync sync -a /home /mnt/home           owners and directory times too
   fastsync sync --checksum a b               compare content
   fastsync sync --include '*.jpg' photos b   only some files
+  fastsync sync --delete site s3://bucket/   a bucket like a directory
 """
 
 
@@ -32,7 +33,7 @@ def sync(context: click.Context, /, source: str, destination: str, **values: Any
     """
 
     def start(request: Any) -> Any:
-        from fastsync.api import run_sync
+        from fastsync.copying import run_sync
 
         return run_sync(source, destination, request)
 

@@ -979,12 +979,14 @@ def test_temporary_files_of_others_are_neither_copied_nor_deleted(
     assert fastsync("ls", "-R", "src").stdout == f"{almost}\na\n"
 
 
-def test_standard_streams_are_not_copied_by_mistake(
+def test_a_dash_is_a_stream_and_not_a_name(
     fastsync: Fastsync, plant: Plant, tmp_path: Path
 ) -> None:
     plant(tmp_path, {"a": "a", "-": "a file with a bad name"})
-    assert fastsync("cp", "-", "b").code == 2
-    assert fastsync("cp", "a", "-").code == 2
+    assert fastsync("cp", "a", "-") == (0, "a", "")
+    assert fastsync("cp", "./-", "-") == (0, "a file with a bad name", "")
+    assert fastsync("cp", "-", "b").code == 0
+    assert (tmp_path / "b").read_text() == ""
     assert fastsync("cp", "./-", "b").code == 0
     assert (tmp_path / "b").read_text() == "a file with a bad name"
 

@@ -10,10 +10,16 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import click
 import pytest
+
+from fastsync.cli.group import VERBS, Verbs
+from fastsync.cli.options import resolved
+from fastsync.settings import SETTINGS
 
 if TYPE_CHECKING:
     from tests.conftest import Fastsync, Plant
@@ -70,7 +76,7 @@ def commands(page: Path) -> Iterator[Block]:
     for block in fenced(page, "sh", "console"):
         for number, line in enumerate(block.text.splitlines(), block.line):
             line = line.removeprefix("$ ")
-            if re.match(r"(\w+=\S* )*(scripts/)?fastsync ", line):
+            if re.match(r"(\w+=\S* )*(scripts/)?fastsync |.*\| fastsync ", line):
                 yield Block(page, number, line)
 
 
@@ -106,7 +112,13 @@ def moved_into(sandbox: Path, text: str) -> str:
 # -- examples ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shown", [line for page in PAGES for line in commands(page)], ids=str)
+LINES: Final = [line for page in PAGES for line in commands(page)]
+_REMOTE: Final = re.compile(r"(?<![\w.])(?:s3|sftp|https?)://")
+
+
+@pytest.mark.parametrize(
+    "shown", [line for line in LINES if not _REMOTE.search(line.text)], ids=str
+)
 def test_a_command_that_is_shown_runs(fastsync: Fastsync, sandbox: Path, shown: Block) -> None:
     line = moved_into(sandbox, shown.text).replace("scripts/fastsync", "fastsync")
     outside = [
@@ -119,6 +131,21 @@ def test_a_command_that_is_shown_runs(fastsync: Fastsync, sandbox: Path, shown: 
     done = run(fastsync, sandbox, "bash", "-o", "pipefail", "-c", line)
     assert done.returncode == (int(announced[1]) if announced else 0), done.stdout
     assert not list(sandbox.rglob(".fs-*"))
+
+
+@pytest.mark.parametrize("shown", [line for line in LINES if _REMOTE.search(line.text)], ids=str)
+def test_a_command_for_a_server_is_understood(shown: Block) -> None:
+    words = shlex.shlex(shown.text, posix=True, punctuation_chars=True)
+    words.whitespace_split = True
+    ours = list(words)
+    ours = ours[ours.index("fastsync") + 1 :]
+    verb, *arguments = takewhile(lambda word: word not in ("|", ">", "<"), ours)
+    command = Verbs().get_command(click.Context(click.Command("fastsync")), verb)
+    assert command is not None
+    # Names, values and places are right; nobody is asked whether they are there.
+    with command.make_context(verb, arguments) as context:
+        values = {name: value for name, value in context.params.items() if name in SETTINGS}
+        resolved(values)
 
 
 def test_commands_are_found_at_all() -> None:
@@ -155,7 +182,7 @@ def test_configuration_that_is_shown_is_read(
 # -- completeness ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("verb", ["cp", "sync", "ls"])
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("config", "completion")])
 def test_every_spelling_of_every_option_is_documented(fastsync: Fastsync, verb: str) -> None:
     # An option's line begins with two spaces and a dash; two more spaces end the names.
     lines = re.findall(r"^  (-.*?)(?:  |$)", fastsync(verb, "--help").stdout, re.MULTILINE)

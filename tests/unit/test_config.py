@@ -26,7 +26,7 @@ from fastsync.config import (
     resolve,
 )
 from fastsync.errors import ConfigError, UsageError
-from fastsync.settings import duration_text, size_text
+from fastsync.values import duration_text, size_text
 
 K, M, G = 1 << 10, 1 << 20, 1 << 30
 DOCUMENT = Path(__file__).parents[2] / "docs" / "CONFIGURATION.md"

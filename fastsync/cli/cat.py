@@ -1,0 +1,90 @@
+"""``fastsync cat``: write files to standard output, many ranges at once, in order."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fastsync.cli.options import (
+    MORE_NAMES,
+    PLACES,
+    WIRE,
+    GroupedCommand,
+    request_for,
+    resolved,
+    with_options,
+)
+
+if TYPE_CHECKING:
+    from fastsync.tally import Summary
+
+_NAMES = {
+    **MORE_NAMES,
+    "parallel_streams": ("-c", "--concurrency", "-p"),
+    "chunk_size": ("--part-size",),
+}
+
+_EXAMPLES = """\b
+Examples:
+  fastsync cat notes.txt more.txt
+  fastsync cat -c 16 s3://bucket/backup.tar | tar x
+  fastsync cat 's3://bucket/logs/*.gz' | zcat
+  fastsync cat --offset 1M --count 4K https://example.org/disk.img
+"""
+
+
+@click.command(cls=GroupedCommand, epilog=_EXAMPLES)
+@click.argument("places", nargs=-1, required=True, metavar="PLACE...")
+@with_options(
+    ("parallel_streams", "chunk_size", *WIRE, "raw", "progress", "quiet", "verbose", *PLACES),
+    rules=False,
+    more=_NAMES,
+)
+@click.option("--offset", metavar="SIZE", default="0", help="begin so far into each file")
+@click.option("--count", metavar="SIZE", help="at the most so much of each file")
+def cat(places: tuple[str, ...], offset: str, count: str | None, **values: Any) -> int:
+    """Write files to standard output, one after the other, and nothing else.
+
+    Their ranges are fetched many at a time and written in order; memory stays within a bound, and a slow
+    reader slows the fetching down.
+    """
+    from fastsync.values import parse_size
+
+    length = None if count is None else parse_size(count)
+    return write_out(places, values, offset=parse_size(offset), count=length)
+
+
+def write_out(
+    places: Sequence[str], values: Mapping[str, Any], *, offset: int = 0, count: int | None = None
+) -> int:
+    """Do it, for parameters of any verb; the exit code."""
+    from dataclasses import replace
+
+    from fastsync.cli.logs import observer_for
+    from fastsync.cli.render import Console
+    from fastsync.cli.run import Interrupted, run
+    from fastsync.ordered import CAT_DEFAULTS, cat_settings, run_cat
+
+    settled = resolved(values, CAT_DEFAULTS)
+    # Standard output is taken, and a display in the middle of a text helps nobody.
+    settings = replace(cat_settings(settled), json=False, summarize=False, dry_run=False)
+    if settings.progress is None and sys.stdout.isatty():
+        settings = replace(settings, progress=False)
+    console = Console(settings)
+    for note in settled.notes:
+        console.note(note)
+    sys.stdout.flush()
+    summary: Summary | None = None
+    with observer_for(settings, console) as observer:
+        request = replace(request_for(settled, (), observer), settings=settings)
+        work = run_cat(places, request, sys.stdout.fileno(), offset=offset, count=count)
+        try:
+            summary = run(work, console.interrupted)
+        except Interrupted as interrupted:
+            return interrupted.exit_code
+        finally:
+            console.close(summary)
+    return summary.exit_code

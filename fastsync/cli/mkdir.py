@@ -1,0 +1,39 @@
+"""``fastsync mkdir``: make directories or buckets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from fastsync.cli.options import WIRE, GroupedCommand, request_for, resolved, with_options
+from fastsync.settings import SETTINGS
+
+_OPTIONS = (
+    *WIRE,
+    *(name for name, each in SETTINGS.items() if each.place == name and each.side is None),
+)
+
+_EXAMPLES = """\b
+Examples:
+  fastsync mkdir backup/2024/may
+  fastsync mkdir s3://new-bucket --region eu-central-1
+"""
+
+
+@click.command(cls=GroupedCommand, epilog=_EXAMPLES)
+@click.argument("places", nargs=-1, required=True, metavar="PLACE...")
+@click.option("-p", "--parents", is_flag=True, help="make those above, too (always so)")
+@with_options(_OPTIONS, rules=False)
+def mkdir(places: tuple[str, ...], parents: bool, **values: Any) -> int:
+    """Make directories, with those above them, or buckets. One that is there already is fine."""
+    settled = resolved(values)
+
+    from fastsync.api import run_mkdir
+    from fastsync.cli.run import run_to_exit
+
+    async def make() -> int:
+        await run_mkdir(places, request_for(settled))
+        return 0
+
+    return run_to_exit(make())

@@ -1,0 +1,47 @@
+"""``fastsync presign``: print a link that lets others in for a while."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from fastsync.cli.options import PLACES, GroupedCommand, request_for, resolved, with_options
+
+_EXAMPLES = """\b
+Examples:
+  fastsync presign s3://bucket/report.pdf
+  fastsync presign --expires-in 7d s3://bucket/report.pdf
+  fastsync presign --method PUT s3://bucket/inbox/upload.bin
+"""
+
+
+@click.command(cls=GroupedCommand, epilog=_EXAMPLES)
+@click.argument("place", metavar="PLACE")
+@click.option("--expires-in", metavar="TIME", default="3h", show_default=True, help="how long")
+@click.option(
+    "--method",
+    type=click.Choice(["GET", "HEAD", "PUT", "DELETE"], case_sensitive=False),
+    default="GET",
+    help="what the link allows, GET by default",
+)
+@with_options(PLACES, rules=False)
+def presign(place: str, expires_in: str, method: str, **values: Any) -> int:
+    """Print a link that works without credentials until it expires. Whoever has it can use it."""
+    settled = resolved(values)
+
+    from fastsync.api import run_presign
+    from fastsync.cli.run import run_to_exit
+    from fastsync.errors import UsageError
+    from fastsync.values import parse_duration
+
+    seconds = parse_duration(expires_in)
+    if seconds < 1:
+        raise UsageError("a link must work for a second at least", where="--expires-in")
+
+    async def sign() -> int:
+        request = request_for(settled)
+        click.echo(await run_presign(place, request, expires_in=seconds, method=method))
+        return 0
+
+    return run_to_exit(sign())

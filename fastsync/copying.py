@@ -1,0 +1,91 @@
+"""Copying: `cp` and `sync`, from what was asked for to the end of the run."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+
+from fastsync.engine import Work
+from fastsync.errors import FastsyncError, ListingError, UsageError
+from fastsync.events import Totals
+from fastsync.session import Place, Request, Session, all_located, located
+from fastsync.tally import Summary
+from fastsync.wildcards import find
+from fastsync.works import Works, comparison_for, engine_for, file, into, is_directory, named, tree
+
+
+async def run_sync(source: Place, destination: Place, request: Request) -> Summary:
+    """Make `destination` like `source`. Raises UsageError before anything is touched, ListingError when
+    the source does not exist or a listing cannot be trusted."""
+    location, target = located(source), located(destination)
+    if location.is_stream or target.is_stream:
+        raise UsageError("standard input and output are no trees", hint="name a directory")
+    settings = request.settings
+    follow = settings.links == "follow"
+    wild = None if settings.raw else find(location)
+    async with Session(request) as session:
+        if wild is not None:
+            store = await session.open(wild.base, follow=follow)
+            work = await tree(session, store, target, is_sync=True, wild=wild)
+        else:
+            store = await session.open(location, follow=follow)
+            try:
+                entry = await named(store)
+            except ListingError as error:
+                if settings.ignore_missing_args:
+                    request.observer.note(f"skipped, it does not exist: {location}")
+                    return Summary(Totals())
+                raise ListingError(
+                    "the source does not exist", where=str(location), hint="nothing was deleted"
+                ) from error
+            if entry.kind == "dir":
+                work = await tree(session, store, target, is_sync=True)
+            else:
+                if target.is_directory_like or await is_directory(session, target):
+                    target = into(target, location)
+                work = await file(session, store, target)
+        summary = await engine_for(session).run(_several([work]))
+        summary.comparison = comparison_for(settings, store, work.sink)
+        return summary
+
+
+async def run_cp(
+    sources: Place | Sequence[Place],
+    destination: Place,
+    request: Request,
+) -> Summary:
+    """Copy files, and directories with ``recursive``. Raises UsageError before anything is touched."""
+    locations, target = all_located(sources), located(destination)
+    if not locations:
+        raise UsageError("no source given")
+    if target.is_stream:
+        from fastsync.ordered import run_cat  # what few copies need
+
+        return await run_cat(locations, request, 1)
+    if any(location.is_stream for location in locations):
+        if len(locations) > 1:
+            raise UsageError("standard input cannot be one of several sources")
+        from fastsync.piping import run_pipe
+
+        return await run_pipe(target, request)
+    async with Session(request) as session:
+        engine = engine_for(session)
+        works = Works(session, target)
+        await works.begin(locations)
+        for location in locations:
+            try:
+                await works.add(location)
+            except UsageError:
+                raise
+            except FastsyncError as error:
+                if isinstance(error, ListingError) and request.settings.ignore_missing_args:
+                    request.observer.note(f"skipped, it does not exist: {location}")
+                else:
+                    engine.unusable(location, error)
+        summary = await engine.run(works.made())
+        summary.comparison = works.comparison
+        return summary
+
+
+async def _several(works: Sequence[Work]) -> AsyncIterator[Work]:
+    for work in works:
+        yield work

@@ -1,0 +1,223 @@
+"""A run's request, and the stores it opens: each place once, with the settings that are meant for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from fastsync.backend import Backend, Sink, Source, StoreOptions
+from fastsync.errors import FastsyncError, UsageError
+from fastsync.events import Observer, Silent
+from fastsync.filters import Filter, Rule
+from fastsync.location import Location, parse
+from fastsync.registry import Registry
+from fastsync.settings import Settings, Side, is_secret
+
+if TYPE_CHECKING:
+    from fastsync.journal import Journal
+
+# A place as a caller may write it.
+Place: TypeAlias = str | os.PathLike[str] | Location
+# The settings of a place that is read from, or written to.
+PlaceSettings: TypeAlias = Callable[[Location, Side], Mapping[str, str]]
+
+
+def located(place: Place) -> Location:
+    """The place that is meant. Raises UsageError for what is none."""
+    return place if isinstance(place, Location) else parse(os.fspath(place))
+
+
+def all_located(places: Place | Sequence[Place]) -> list[Location]:
+    """One place or several. Raises UsageError."""
+    if isinstance(places, str | os.PathLike | Location):
+        return [located(places)]
+    return [located(place) for place in places]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a run is asked for, besides its places: settings, filter rules, and who watches.
+
+    `place_settings` gives the settings of one place (endpoint, region ...); `given` has the names of
+    those that were asked for in so many words, so that one which no place understands is not silently
+    without effect. `state_folder` is where stores and the journal may keep things, None for nowhere.
+    """
+
+    settings: Settings = dataclasses.field(default_factory=Settings)
+    rules: Sequence[Rule] = ()
+    observer: Observer = dataclasses.field(default_factory=Silent)
+    place_settings: PlaceSettings = lambda _location, _side: {}
+    given: frozenset[str] = frozenset()
+    state_folder: str | None = None
+
+    def filter(self) -> Filter:
+        """The compiled rules; ages count from now. Raises UsageError for a bad pattern."""
+        settings = self.settings
+        now = time.time_ns()
+
+        def ago(seconds: float | None) -> int | None:
+            return None if seconds is None else now - round(seconds * 1e9)
+
+        return Filter(
+            self.rules,
+            min_size=settings.min_size,
+            max_size=settings.max_size,
+            newer_than_ns=ago(settings.max_age),
+            older_than_ns=ago(settings.min_age),
+            max_depth=settings.max_depth,
+        )
+
+
+class _Watched(Mapping[str, str]):
+    """The settings of a place, with a memory of what was looked at."""
+
+    def __init__(self, values: Mapping[str, str], seen: set[str]) -> None:
+        self._values = values
+        self._seen = seen
+
+    def __getitem__(self, key: str) -> str:
+        self._seen.add(key)
+        return self._values[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"<settings {', '.join(sorted(self._values))}>"  # values may be secrets
+
+
+class Uploads:
+    """Writes down uploads of open stores (see `fastsync.transfer.UploadLog`). A journal that cannot be
+    written is worth a note, and no reason not to copy."""
+
+    def __init__(self, request: Request, folder: str) -> None:
+        self._request = request
+        self._folder = folder
+        self._journal: Journal | None = None
+        self._is_broken = False
+
+    def note(self, sink: Sink, path: str, ticket: str) -> int:
+        """A number for `forget`; 0 when it could not be written down."""
+        if self._is_broken:
+            return 0
+        from fastsync.journal import Journal  # 10 ms, for stores where uploads can stay behind
+
+        if self._journal is None:
+            self._journal = Journal(self._folder)
+        location = sink.location
+        settings = self._request.place_settings(location, "destination")
+        kept = {key: value for key, value in settings.items() if not is_secret(key)}
+        place = str(dataclasses.replace(location, password=None))
+        try:
+            return self._journal.note(place, kept, path, ticket)
+        except FastsyncError as error:
+            self._is_broken = True
+            self._request.observer.note(
+                f"uploads that are cut off will not be found again: {error}"
+            )
+            return 0
+
+    def forget(self, noted: int) -> None:
+        if self._journal is not None and noted and not self._is_broken:
+            try:
+                self._journal.forget(noted)
+            except FastsyncError:
+                self._is_broken = True  # the record does no harm
+
+    def close(self) -> None:
+        if self._journal is not None:
+            self._journal.close()
+
+
+class Session:
+    """The protocols and stores that one run has opened; closing it closes them all."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self._registry = Registry.from_entry_points()
+        self._backends: dict[type[Backend], Backend] = {}
+        self._stores: dict[tuple[Location, bool, Side], Source] = {}
+        self._seen: set[str] = set()
+        folder = request.state_folder
+        self.uploads = Uploads(request, folder) if folder is not None else None
+
+    async def __aenter__(self) -> Session:
+        return self
+
+    async def __aexit__(self, kind: object, *_error: object) -> None:
+        if kind is None:
+            self._tell_unread()
+        for store in self._stores.values():
+            await store.aclose()
+        for backend in self._backends.values():
+            await backend.aclose()
+        if self.uploads is not None:
+            self.uploads.close()
+
+    async def open(
+        self, location: Location, *, follow: bool = False, side: Side = "source"
+    ) -> Source:
+        """The store at `location`, one per run and side. Raises UsageError for an unknown scheme,
+        AccessRefused."""
+        known = self._stores.get((location, follow, side))
+        if known is not None:
+            return known
+        found = self._registry.load(location.scheme)
+        backend = self._backends.get(found)
+        if backend is None:
+            # Two schemes of one protocol (http and https) share what it owns.
+            backend = self._backends[found] = found()
+        request, settings = self.request, self.request.settings
+        store = await backend.connect(
+            location,
+            StoreOptions(
+                streams=settings.parallel_streams,
+                jobs=settings.jobs,
+                chunk_size=settings.chunk_size,
+                buffer_size=settings.buffer_size,
+                stall_timeout_s=settings.stall_timeout,
+                request_timeout_s=settings.request_timeout,
+                retries=settings.retry_count,
+                follow_links=follow,
+                place=_Watched(request.place_settings(location, side), self._seen),
+                state_folder=request.state_folder,
+                tcp_send_buffer=settings.tcp_send_buffer,
+                tcp_recv_buffer=settings.tcp_recv_buffer,
+                congestion_control=settings.congestion_control,
+            ),
+        )
+        self._stores[location, follow, side] = store
+        return store
+
+    async def reach(self, location: Location) -> tuple[Source, str]:
+        """The store of the directory that holds a place, and the name in it: where a link is a link.
+        A place that is a root, or written as a directory, is its own store and has no name."""
+        if location.is_directory_like or location.query:
+            return await self.open(location), ""
+        return await self.open(location.parent()), location.name
+
+    async def open_sink(self, location: Location) -> Sink:
+        """A store that can be written. Raises UsageError for one that cannot."""
+        store = await self.open(location, side="destination")
+        return as_sink(store)
+
+    def _tell_unread(self) -> None:
+        unread = sorted(self.request.given - self._seen)
+        if unread and self.request.settings.verbose:
+            told = ", ".join(f"--{key.replace('_', '-')}" for key in unread)
+            self.request.observer.note(f"without effect on these places: {told}")
+
+
+def as_sink(store: Source) -> Sink:
+    """`store`, if it can be written. Raises UsageError for one that cannot."""
+    if not isinstance(store, Sink):
+        scheme = store.location.scheme
+        raise UsageError(f"{scheme}:// can only be read", where=str(store.location))
+    return store

@@ -1,0 +1,522 @@
+"""From places and a request to works for the engine: what is compared how, what is refused, what goes where.
+
+Everything that can be wrong with what was asked for is found here, before anything is touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from fastsync.backend import (
+    CompletesEntries,
+    Entry,
+    Fault,
+    Hashes,
+    KeepsDirectories,
+    KeepsLinks,
+    Page,
+    ScanOptions,
+    Sink,
+    Source,
+    WriteOptions,
+    offers,
+)
+from fastsync.engine import Budgets, Engine, Work
+from fastsync.errors import (
+    Conflict,
+    FastsyncError,
+    ListingError,
+    NotFound,
+    Unsupported,
+    UsageError,
+)
+from fastsync.filters import Filter
+from fastsync.location import Location
+from fastsync.names import path_key
+from fastsync.plan import Comparison, DeleteGate, Rules, Step, plan
+from fastsync.session import Request, Session
+from fastsync.settings import Settings
+from fastsync.wildcards import Wildcard, find, something
+
+# What a file needs where another stands.
+Decide: TypeAlias = Callable[[Entry, Entry], tuple[Step, str]]
+
+# -- what is asked for -------------------------------------------------------------------------------
+
+
+def rules_for(request: Request, chosen: Filter, source: Source, sink: Sink) -> Rules:
+    """How to compare and what to keep, between these two stores."""
+    settings = request.settings
+    steps = [store.limits.mtime_step_ns for store in (source, sink)]
+    precision = max((step for step in steps if step is not None), default=1)
+    window_ns = precision - 1
+    if settings.modify_window is not None:
+        window_ns = max(window_ns, round(settings.modify_window * 1e9))
+    special = 0o7777 if settings.preserve_special else 0o777
+    versions = source.limits.content_versions
+    return Rules(
+        filter=chosen,
+        comparison=comparison_for(settings, source, sink),
+        window_ns=window_ns,
+        mode_mask=source.limits.mode_mask & sink.limits.mode_mask & special,
+        owner=settings.owner,
+        directories=isinstance(sink, KeepsDirectories),
+        directory_times=settings.dir_times and isinstance(sink, KeepsDirectories),
+        links=settings.links == "keep" and isinstance(sink, KeepsLinks),
+        update=settings.update,
+        ignore_times=settings.ignore_times,
+        ignore_existing=settings.ignore_existing,
+        existing=settings.existing,
+        delete=settings.delete,
+        delete_excluded=settings.delete_excluded,
+        show_skips=request.observer.wants_skips,
+        completes=(offers(source, CompletesEntries), offers(sink, CompletesEntries)),
+        same_versions=versions is not None and versions == sink.limits.content_versions,
+        flat=source.limits.raw_names and isinstance(sink, KeepsDirectories),
+    )
+
+
+def comparison_for(settings: Settings, source: Source, sink: Sink) -> Comparison:
+    """Size and time where both sides keep times; else digests, else size and "newer than the copy"."""
+    if settings.checksum:
+        return "checksum"
+    if settings.size_only:
+        return "size"
+    if source.limits.mtime_step_ns is not None and sink.limits.mtime_step_ns is not None:
+        return "mtime"
+    if isinstance(source, Hashes) and isinstance(sink, Hashes):
+        if set(source.algorithms) & set(sink.algorithms):
+            return "checksum"
+    return "newer"
+
+
+def write_options(settings: Settings, sink: Sink) -> WriteOptions:
+    """How `sink` is to write. Raises UsageError for a promise that it cannot keep."""
+    guards = sink.limits.conditional_writes
+    if settings.fail_on_conflict and not guards:
+        raise UsageError(
+            f"--fail-on-conflict: {sink.location.scheme}:// cannot tell when others write there",
+            where=str(sink.location),
+        )
+    return WriteOptions(
+        owner=settings.owner,
+        special=settings.preserve_special,
+        inplace=settings.inplace,
+        durable=settings.durable,
+        sparse=settings.sparse,
+        guarded=settings.fail_on_conflict or (settings.ignore_existing and guards),
+    )
+
+
+def _gate(settings: Settings) -> DeleteGate | None:
+    if not settings.delete:
+        return None
+    limit = settings.max_delete
+    return DeleteGate(
+        files=limit.files if limit else None,
+        percent=limit.percent if limit else None,
+        allow_empty_source=settings.allow_empty_source,
+    )
+
+
+def _scan_options(
+    request: Request, chosen: Filter, rules: Rules, source: Source, sink: Sink
+) -> tuple[ScanOptions, ScanOptions]:
+    """How to list the source and the destination."""
+    settings = request.settings
+    prune = None if chosen.is_empty else chosen.prune
+    ours = ScanOptions(
+        links="follow" if settings.links == "follow" else "keep",
+        owner=settings.owner,
+        prune=prune,
+        details=rules.comparison in ("mtime", "newer") and not rules.ignore_times,
+        raw=source.limits.raw_names and sink.limits.raw_names,
+    )
+    theirs = dataclasses.replace(
+        ours,
+        links="keep",
+        missing_ok=True,
+        prune=None if settings.delete_excluded else prune,
+    )
+    return ours, theirs
+
+
+def engine_for(session: Session) -> Engine:
+    """The engine of a run."""
+    request, settings = session.request, session.request.settings
+    return Engine(
+        Budgets(
+            streams=settings.parallel_streams,
+            jobs=settings.jobs,
+            chunk_size=settings.chunk_size,
+            memory=settings.buffer_size,
+            retries=settings.retry_count,
+            small=settings.small_file_threshold,
+        ),
+        request.observer,
+        dry_run=settings.dry_run,
+        log=session.uploads,
+    )
+
+
+# -- what stands where -------------------------------------------------------------------------------
+
+
+async def standing_at(store: Source) -> Entry | None:
+    """What is at a destination, None for nothing. Raises UsageError where nothing can be."""
+    try:
+        return await store.stat("", follow=True)
+    except NotFound:
+        return None
+    except Conflict as error:
+        raise _in_the_way(store.location) from error
+
+
+def _in_the_way(location: Location, what: str = "a file") -> UsageError:
+    return UsageError(
+        f"{what} stands where the directory should go",
+        where=str(location),
+        hint="name another destination, or move the file away",
+    )
+
+
+async def named(store: Source) -> Entry:
+    """What is at a source. Raises ListingError for nothing, Unsupported for what cannot be copied."""
+    where = str(store.location)
+    try:
+        entry = await store.stat("", follow=True)
+    except (NotFound, Conflict) as error:
+        raise ListingError("no such file or directory", where=where) from error
+    if entry.kind != "dir" and store.location.is_directory_like:
+        raise ListingError("it is not a directory", where=where, hint="leave out the slash")
+    if entry.kind == "special":
+        raise Unsupported(
+            "it is a device, a pipe or a socket, and those are not copied", where=where
+        )
+    return entry
+
+
+async def is_directory(session: Session, target: Location) -> bool:
+    """True when a directory stands at a destination. Raises UsageError where nothing can be."""
+    standing = await standing_at(await session.open(target, side="destination"))
+    return standing is not None and standing.kind == "dir"
+
+
+def _refuse_overlap(source: Source, sink: Source, wild: Wildcard | None) -> None:
+    ours, theirs = source.address().rstrip("/"), sink.address().rstrip("/")
+    if ours == theirs:
+        raise UsageError("source and destination are the same place", where=str(sink.location))
+    inside = theirs.startswith(ours + "/")
+    if not inside and not ours.startswith(theirs + "/"):
+        return
+    outer, inner = (ours, theirs) if inside else (theirs, ours)
+    # "logs/*.gz" goes to "logs/old" without being met there again.
+    if wild is None or wild.reaches(inner[len(outer) + 1 :]):
+        what = ("destination", "source") if inside else ("source", "destination")
+        raise UsageError(f"the {what[0]} is inside the {what[1]}", where=str(sink.location))
+
+
+async def standing_for_file(sink: Sink, to: str, source: tuple[str, str] | None) -> Entry | None:
+    """What stands where a file should go, `source` being the address of its directory and its name.
+    Raises UsageError if it cannot go there."""
+    where = str(sink.location.child(to))
+    if source == (sink.address().rstrip("/"), to):
+        raise UsageError("source and destination are the same file", where=where)
+    try:
+        standing = await sink.stat(to)
+    except NotFound:
+        return None
+    except Conflict as error:
+        raise _in_the_way(sink.location) from error
+    leads_to = standing.kind
+    if standing.kind == "link":
+        with contextlib.suppress(FastsyncError):
+            leads_to = (await sink.stat(to, follow=True)).kind
+    if leads_to == "special":
+        # Somebody means /dev/null, /dev/stdout or a disk; a file in its place would help nobody.
+        raise UsageError(
+            "a device, a pipe or a socket stands there",
+            where=where,
+            hint="name another destination, or remove it first",
+        )
+    return standing
+
+
+async def _check_tree(source: Source, sink: Source, wild: Wildcard | None = None) -> Entry | None:
+    """What stands where a tree should go. Raises UsageError if it cannot go there."""
+    _refuse_overlap(source, sink, wild)
+    standing = await standing_at(sink)
+    if standing is not None and standing.kind != "dir":
+        raise _in_the_way(sink.location)
+    return standing
+
+
+def into(directory: Location, location: Location) -> Location:
+    """Where `location` lands when it is copied into `directory`: the contents alone for ``dir/``."""
+    name = location.name
+    return directory if name in ("", ".", "..") else directory.child(name)
+
+
+# -- trees and files ---------------------------------------------------------------------------------
+
+
+async def tree(
+    session: Session,
+    source: Source,
+    target: Location,
+    *,
+    is_sync: bool,
+    wild: Wildcard | None = None,
+) -> Work:
+    """Everything below one place, or what a wildcard means of it, to another."""
+    request = session.request
+    settings = request.settings
+    sink = await session.open_sink(target)
+    write = write_options(settings, sink)
+    standing = await _check_tree(source, sink, wild)
+    chosen = request.filter()
+    rules = rules_for(request, chosen, source, sink)
+    read_options, sink_options = _scan_options(request, chosen, rules, source, sink)
+    if wild is None:
+        ours, theirs = source.scan(read_options), sink.scan(sink_options)
+    else:
+        takes_all = settings.recursive or is_sync
+        read_options = dataclasses.replace(read_options, recursive=takes_all)
+        ours = wild.scan(source, read_options, needs_recursion=True)
+        ours = something(ours, f"{source.location}{wild.pattern}")
+        theirs = wild.scan(sink, dataclasses.replace(sink_options, recursive=takes_all))
+    if not is_sync:
+        rules = dataclasses.replace(rules, delete=False, conflict_hint=None)
+        ours = _or_fault(ours)
+    root = None if wild else await source.stat("", follow=True)
+    is_new = root is not None and standing is None and isinstance(sink, KeepsDirectories)
+    if root and is_new and isinstance(sink, KeepsDirectories) and not settings.dry_run:
+        # So that an empty source, too, gives what was asked for.
+        for error in await sink.make_directories([root], write):
+            if error is not None:
+                raise error
+    return Work(
+        source,
+        sink,
+        plan(ours, theirs, rules),
+        write,
+        gate=_gate(settings) if is_sync else None,
+        root=root if is_new or rules.directory_times else None,
+        directory_times=rules.directory_times,
+        protects=wild is not None or not chosen.is_empty,
+        differ=rules.attributes_differ,
+        decide=_settled(rules),
+        yields=settings.ignore_existing,
+    )
+
+
+def _settled(rules: Rules) -> Decide:
+    return lambda entry, old: rules.decide(entry, old, is_settled=True)
+
+
+async def _or_fault(pages: AsyncIterator[Page]) -> AsyncIterator[Page]:
+    """A listing of which a failure is no more than an entry that is missing: others may do better."""
+    try:
+        async for page in pages:
+            yield page
+    except FastsyncError as error:
+        yield Page([], [Fault("", error)])
+
+
+def _files(
+    request: Request,
+    source: Source,
+    sink: Sink,
+    pairs: Sequence[tuple[Entry, Entry | None]],
+    name: str | None = None,
+) -> Work:
+    """Files of one directory, which the user named, each with what stands in its place; a single one
+    may get another `name`."""
+    chosen = request.filter()
+    rules = rules_for(request, chosen, source, sink)
+    rules = dataclasses.replace(rules, delete=False, conflict_hint=None)
+    entries = [entry for entry, _ in pairs]
+    if not request.settings.owner:
+        entries = [entry._replace(owner=None) for entry in entries]
+    standing = [old._replace(path=entry.path) for entry, old in pairs if old is not None]
+    for listing in (entries, standing):
+        listing.sort(key=lambda entry: path_key(entry.path + "/" * (entry.kind == "dir")))
+    return Work(
+        source,
+        sink,
+        plan(_one_page(entries), _one_page(standing), rules),
+        write_options(request.settings, sink),
+        rename=None if name is None else lambda _path: name,
+        differ=rules.attributes_differ,
+        decide=_settled(rules),
+        yields=request.settings.ignore_existing,
+    )
+
+
+async def file(session: Session, store: Source, target: Location) -> Work:
+    """One file, which the user named, to exactly `target`."""
+    name, to = store.location.name, target.name
+    source = await session.open(store.location.parent(), follow=True)
+    sink = await session.open_sink(target.parent())
+    standing = await standing_for_file(sink, to, (source.address().rstrip("/"), name))
+    entry = (await store.stat("", follow=True))._replace(path=name)
+    return _files(session.request, source, sink, [(entry, standing)], to)
+
+
+async def _one_page(entries: list[Entry]) -> AsyncGenerator[Page, None]:
+    if entries:
+        yield Page(entries)
+
+
+@dataclass(slots=True)
+class _Part:
+    """A directory, what a wildcard means of it, or files of it with what stands in their places, on the
+    way to a sink."""
+
+    source: Source
+    sink: Sink
+    files: list[tuple[Entry, Entry | None]] | None = None
+    wild: Wildcard | None = None
+
+
+class Works:
+    """What `cp` was asked for: everything is checked before the first work is made."""
+
+    def __init__(self, session: Session, target: Location) -> None:
+        self._session = session
+        self._request = session.request
+        self._target = target
+        self._into = False
+        self._parts: list[_Part] = []
+        # Files that the user named travel together, as long as no directory is merged with them.
+        self._files: dict[Location, _Part] = {}
+        self._claims: dict[str, tuple[str, bool]] = {}
+        self._merges = False
+        # Directories that were named, with what they are called in the directory above.
+        self.directories: list[Location] = []
+        self.comparison = ""
+
+    async def begin(self, locations: Sequence[Location]) -> None:
+        """Look at the destination of these sources. Raises UsageError."""
+        target = self._target
+        self._into = target.is_directory_like or await is_directory(self._session, target)
+        if not self._into and (len(locations) > 1 or any(map(self._wild, locations))):
+            raise UsageError(
+                "several sources need a directory as destination",
+                where=str(target),
+                hint="end it with a / to have it made",
+            )
+
+    @property
+    def sources(self) -> list[Source]:
+        """The stores that are read, one per work."""
+        return [part.source for part in self._parts]
+
+    def list_again(self, number: int) -> AsyncIterator[Page] | None:
+        """The source of a work, listed as it was; None for files that were named one by one."""
+        part = self._parts[number]
+        if part.files is not None:
+            return None
+        settings, chosen = self._request.settings, self._request.filter()
+        options = ScanOptions(
+            links="follow" if settings.links == "follow" else "keep",
+            prune=None if chosen.is_empty else chosen.prune,
+            missing_ok=True,
+        )
+        return (
+            part.source.scan(options) if part.wild is None else part.wild.scan(part.source, options)
+        )
+
+    def _wild(self, location: Location) -> Wildcard | None:
+        return None if self._request.settings.raw else find(location)
+
+    async def add(self, location: Location) -> None:
+        """One more source. Raises UsageError for what cannot be asked, else why it cannot be copied."""
+        session, settings = self._session, self._request.settings
+        wild = self._wild(location)
+        if wild is not None:
+            await self._add_wild(wild)
+            return
+        store = await session.open(location, follow=settings.links == "follow")
+        entry = await named(store)
+        place = into(self._target, location) if self._into else self._target
+        if entry.kind != "dir":
+            await self._add_file(store, entry, place)
+            return
+        if not settings.recursive:
+            raise UsageError("it is a directory", where=str(location), hint="-R copies directories")
+        sink = await session.open_sink(place)
+        if self._into and place != self._target:
+            above = await session.open_sink(self._target)
+            with contextlib.suppress(NotFound, Conflict):
+                if (await above.stat(place.name)).kind == "link":
+                    raise _in_the_way(place, "a link")
+        await _check_tree(store, sink)
+        if place == self._target:
+            self._merge()
+        elif not self._claim(store, place, is_directory=True):
+            return
+        self.directories.append(location)
+        self._append(_Part(store, sink))
+
+    async def _add_wild(self, wild: Wildcard) -> None:
+        session = self._session
+        store = await session.open(wild.base, follow=self._request.settings.links == "follow")
+        sink = await session.open_sink(self._target)
+        await _check_tree(store, sink, wild)
+        self._merge()
+        self._append(_Part(store, sink, wild=wild))
+
+    def _merge(self) -> None:
+        self._merges = True
+        self._files.clear()
+
+    def _append(self, part: _Part) -> None:
+        write_options(self._request.settings, part.sink)  # refused now rather than half way
+        self._parts.append(part)
+        if not self.comparison:
+            self.comparison = comparison_for(self._request.settings, part.source, part.sink)
+
+    async def _add_file(self, store: Source, entry: Entry, place: Location) -> None:
+        session, parent, name = self._session, store.location.parent(), store.location.name
+        if not self._claim(store, place, is_directory=False):
+            return
+        if (part := self._files.get(parent)) is None:
+            source = await session.open(parent, follow=True)
+            sink = await session.open_sink(place.parent())
+            part = self._files[parent] = _Part(source, sink, [])
+            self._append(part)
+        address = part.source.address().rstrip("/")
+        standing = await standing_for_file(part.sink, place.name, (address, name))
+        assert part.files is not None
+        part.files.append((entry._replace(path=name), standing))
+
+    def _claim(self, store: Source, place: Location, *, is_directory: bool) -> bool:
+        """False for a source that was named before. Directories of one name are merged, files of one
+        name would lose all but one."""
+        ours = (store.address(), is_directory)
+        other = self._claims.setdefault(str(place), ours)
+        if other is ours:
+            return True
+        if other == ours:
+            return False
+        if not (is_directory and other[1]):
+            raise UsageError("two of the sources would have the same name", where=str(place))
+        self._merges = True
+        return True
+
+    async def made(self) -> AsyncIterator[Work]:
+        """The works, each made when the one before it is planned."""
+        for index, part in enumerate(self._parts):
+            if part.files is None:
+                place = part.sink.location
+                work = await tree(self._session, part.source, place, is_sync=False, wild=part.wild)
+            else:
+                name = None if self._into else self._target.name
+                work = _files(self._request, part.source, part.sink, part.files, name)
+            work.last = self._merges and index > 0
+            yield work
