@@ -40,6 +40,7 @@ from fastsync.errors import (
     Transient,
     Unsupported,
     UsageError,
+    from_os_error,
 )
 from fastsync.wire import Headers, Origin, Outgoing, Wire, WireOptions
 from fastsync_s3.documents import parse_error
@@ -209,13 +210,12 @@ def static_credentials(shared: Shared, *, by_environment: bool) -> Credentials |
         return None
     for settings in (shared.by_credentials, shared.by_config):
         if settings is not None and "aws_access_key_id" in settings:
-            key, secret = settings["aws_access_key_id"], settings.get("aws_secret_access_key")
+            key = _text(settings, "aws_access_key_id")
+            secret = _text(settings, "aws_secret_access_key")
             token = settings.get("aws_security_token", settings.get("aws_session_token"))
-            if not (key and isinstance(key, str) and secret and isinstance(secret, str)):
-                return None
-            if token is not None and not (token and isinstance(token, str)):
-                return None
-            return Credentials(key, secret, token)
+            if key and secret and (token is None or (token and isinstance(token, str))):
+                return Credentials(key, secret, token)
+            return None
     return None
 
 
@@ -243,8 +243,8 @@ def configured_endpoint(shared: Shared) -> BaseUrl | None:
         services = shared.services.get(name) if isinstance(name, str) else None
         if not services:
             raise ConfigError("the AWS profile names services that are nowhere", where=str(name))
-        url = _table(services, "s3").get("endpoint_url")
-    url = url or settings.get("endpoint_url")
+        url = _text(_table(services, "s3"), "endpoint_url")
+    url = url or _text(settings, "endpoint_url")
     return _parsed(url, "the endpoint_url of the AWS profile") if url else None
 
 
@@ -259,7 +259,7 @@ def configured_region(shared: Shared) -> str | None:
     """As the AWS command line has it: AWS_REGION before AWS_DEFAULT_REGION before the profile's."""
     environ = os.environ
     found = environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION")
-    return found or shared.settings.get("region") or None
+    return found or _text(shared.settings, "region")
 
 
 def needs_rules(shared: Shared) -> bool:
@@ -313,6 +313,11 @@ def _is_address(host: str) -> bool:
     return True
 
 
+def _text(settings: Mapping[str, Any], name: str) -> str | None:
+    text = settings.get(name)
+    return text if text and isinstance(text, str) else None
+
+
 def _table(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     table = settings.get(name)
     return table if isinstance(table, dict) else {}
@@ -362,7 +367,7 @@ class Control:
     @property
     def ca_file(self) -> str | None:
         """Certificates to trust instead of the system's."""
-        return os.environ.get("AWS_CA_BUNDLE") or self.shared.settings.get("ca_bundle") or None
+        return os.environ.get("AWS_CA_BUNDLE") or _text(self.shared.settings, "ca_bundle")
 
     @staticmethod
     def proxy_for(origin: Origin) -> str | None:
@@ -721,9 +726,11 @@ _ARCHIVED: Final = _Meaning(
 _TAKEN: Final = _Meaning(Conflict, "the bucket exists")
 _BAD_PART: Final = _Meaning(IntegrityError, "the server does not have the parts it was sent")
 _NO_KEY: Final = _Meaning(
-    PermissionRefused, "the encryption key cannot be used", "--sse-kms-key-id"
+    PermissionRefused, "the encryption key cannot be used", "see --sse-kms-key-id"
 )
-_OTHER_REGION: Final = _Meaning(AccessRefused, "the bucket is in another region", "--region")
+_OTHER_REGION: Final = _Meaning(
+    AccessRefused, "the server wants another region", "name it with --region"
+)
 
 # Codes of "Error responses" in the Amazon S3 API Reference, and some that other servers made up.
 _CODES: Final[Mapping[str, _Meaning]] = {
@@ -770,7 +777,7 @@ _CODES: Final[Mapping[str, _Meaning]] = {
     "InvalidPartOrder": _BAD_PART,
     "EntityTooLarge": _TOO_LARGE,
     "EntityTooSmall": _Meaning(
-        Unsupported, "a part is smaller than the server takes", "--chunk-size"
+        Unsupported, "a part is smaller than the server takes", "raise --chunk-size"
     ),
     "InvalidRange": _Meaning(Changed, "the object is shorter than it was listed"),
     "InvalidObjectState": _ARCHIVED,
@@ -784,12 +791,18 @@ _CODES: Final[Mapping[str, _Meaning]] = {
     "InsufficientStorage": _FULL,
     "KeyTooLongError": _Meaning(NameRefused, "the key is too long", "1024 bytes at most"),
     "InvalidBucketName": _Meaning(UsageError, "not the name of a bucket"),
-    "InvalidStorageClass": _Meaning(UsageError, "the server has no such class", "--storage-class"),
-    "InvalidEncryptionAlgorithmError": _Meaning(UsageError, "no such encryption", "--sse"),
-    "AccessControlListNotSupported": _Meaning(
-        UsageError, "the bucket takes no access control lists", "leave out --acl"
+    "InvalidStorageClass": _Meaning(
+        Unsupported, "no such storage class there", "see --storage-class"
     ),
-    "MetadataTooLarge": _Meaning(UsageError, "more metadata than the server takes", "--metadata"),
+    "InvalidEncryptionAlgorithmError": _Meaning(
+        Unsupported, "no such encryption there", "see --sse"
+    ),
+    "AccessControlListNotSupported": _Meaning(
+        Unsupported, "the bucket takes no access control lists", "leave out --acl"
+    ),
+    "MetadataTooLarge": _Meaning(
+        Unsupported, "more metadata than the server takes", "2 KB at most"
+    ),
     "KMS.DisabledException": _NO_KEY,
     "KMS.InvalidStateException": _NO_KEY,
     "KMS.KMSInvalidStateException": _NO_KEY,
@@ -831,7 +844,9 @@ def map_error(
     if code in _SKEWED:
         return AccessRefused(_skew(headers), where=where, hint="set the clock of this computer")
     meaning = _CODES.get(code)
-    if meaning is None and 300 <= status < 400:
+    if status == 405 and headers.get("x-amz-delete-marker") == "true":
+        meaning = _NO_OBJECT
+    if meaning is None and 300 <= status < 400 and status != 304:
         return _redirect(headers, where)
     if meaning is None:
         meaning = _STATUSES.get(status) or (_FAILED if status >= 500 else None)
@@ -911,6 +926,8 @@ def _as_ours(where: str, action: str) -> Iterator[None]:
         yield
     except (FastsyncError, asyncio.CancelledError):
         raise
+    except OSError as error:  # of files that a profile names
+        raise from_os_error(error, where) from error
     except Exception as error:
         mapped = from_botocore(error, where, action)
         if mapped is None:

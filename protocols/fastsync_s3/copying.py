@@ -3,7 +3,7 @@ takes. Metadata, tags, storage class and encryption go along."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from fastsync.backend import CopyJob, Entry, Progress, WriteOptions
@@ -17,10 +17,11 @@ from fastsync_s3.documents import (
     parse_initiate,
     parse_tagging,
 )
+from fastsync_s3.guards import guard
 from fastsync_s3.objects import as_read_error, attribute_headers, completed, entry_of, known_of
 from fastsync_s3.plane import Call, values
 from fastsync_s3.signing import encode_path, encode_query
-from fastsync_s3.upload import abort_upload, conditions
+from fastsync_s3.upload import abort_upload
 
 if TYPE_CHECKING:
     from fastsync_s3.store import S3Store
@@ -62,13 +63,17 @@ class ServiceCopy:
         heads = await self._source.heads([job.entry for job in jobs])
         small: list[tuple[int, Call]] = []
         large: list[tuple[int, Headers]] = []
-        for index, (job, head) in enumerate(zip(jobs, heads, strict=True)):
+        writes = [(self._sink.prefix + job.path, job.old) for job in jobs]
+        guarded = await guard(self._sink.plane, self._sink.prefix, writes, self._options)
+        for index, (job, head, conditions) in enumerate(zip(jobs, heads, guarded, strict=True)):
             if isinstance(head, FastsyncError):
                 answers[index] = head
                 continue
             try:
+                if isinstance(conditions, FastsyncError):
+                    raise conditions
                 if (job.entry.size or 0) <= LARGEST_COPY:
-                    small.append((index, self._copy_call(job, head)))
+                    small.append((index, self._copy_call(job, head, conditions)))
                 else:
                     large.append((index, head))
             except FastsyncError as error:
@@ -129,10 +134,10 @@ class ServiceCopy:
 
     # -- one call ------------------------------------------------------------------------------------
 
-    def _copy_call(self, job: CopyJob, head: Headers) -> Call:
+    def _copy_call(self, job: CopyJob, head: Headers, conditions: Mapping[str, str]) -> Call:
         options = self._sink.plane.options
         headers = self._source_headers(self._source, job)
-        headers |= conditions(self._options, job.old)
+        headers |= conditions
         if options.replaces_metadata:
             headers |= {**_metadata(head), **options.write_headers}
             if options.content_type:
@@ -194,8 +199,10 @@ class ServiceCopy:
                 progress(min(part, size - number * part))
             body = build_complete(etags)
             end = (("uploadId", upload_id),)
-            guard = conditions(self._options, job.old)
-            done = await plane.ask(Call("POST", key, end, guard, body, repeatable=False))
+            (conditions,) = await guard(plane, sink.prefix, [(key, job.old)], self._options)
+            if isinstance(conditions, FastsyncError):
+                raise conditions
+            done = await plane.ask(Call("POST", key, end, conditions, body, repeatable=False))
             parse_complete(done.body)
         except BaseException:
             await abort_upload(plane, key, upload_id)

@@ -105,9 +105,11 @@ class Plane:
         self._base = ""
         self._signs_payload = False
         # What the server was found to understand: CRC64NVME (None: not known yet), version 2 of
-        # listings, and deleting many objects in one request.
+        # listings, conditions of writes, and deleting many objects in one request.
         self.has_crc: bool | None = None
         self.lists_v1 = False
+        self.guards: bool | None = None
+        self.probing = asyncio.Lock()
         self.deletes_many = True
 
     async def open(self, options: StoreOptions) -> None:

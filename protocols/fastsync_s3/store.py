@@ -49,6 +49,7 @@ from fastsync_s3.documents import (
     parse_versions,
 )
 from fastsync_s3.download import S3Download
+from fastsync_s3.guards import guard
 from fastsync_s3.keys import check_key, is_xml_safe
 from fastsync_s3.listing import Query, RawPage, Row, has_keys, list_keys, list_level
 from fastsync_s3.objects import (
@@ -63,7 +64,7 @@ from fastsync_s3.objects import (
     written,
 )
 from fastsync_s3.plane import Call, Plane, Repeat, http_time, is_in_doubt
-from fastsync_s3.upload import S3Upload, Wanted, abort_upload, conditions
+from fastsync_s3.upload import S3Upload, Wanted, abort_upload
 
 T = TypeVar("T")
 
@@ -108,6 +109,11 @@ class S3Store:
     @property
     def location(self) -> Location:
         return self._location
+
+    @property
+    def prefix(self) -> str:
+        """What the keys of everything here begin with."""
+        return self._prefix
 
     @property
     def version_id(self) -> str | None:
@@ -557,12 +563,16 @@ class S3Store:
         wanted = Wanted.by(self.plane, crc=self.sends_crc)
         calls: list[Call] = []
         sent: list[int] = []
-        for index, job in enumerate(jobs):
+        writes = [(self._prefix + job.path, job.old) for job in jobs]
+        guarded = await guard(self.plane, self._prefix, writes, options)
+        for index, (job, conditions) in enumerate(zip(jobs, guarded, strict=True)):
             try:
+                if isinstance(conditions, FastsyncError):
+                    raise conditions
                 key = self.new_key(job.path)
                 headers = write_headers(key, job.entry, self.plane.options, options)
                 digests = wanted.of_buffer(job.data)
-                headers |= digests.headers() | conditions(options, job.old)
+                headers |= {**digests.headers(), **conditions}
                 calls.append(Call("PUT", key, (), headers, job.data, digests.sha256))
                 sent.append(index)
             except FastsyncError as error:

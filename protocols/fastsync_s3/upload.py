@@ -13,7 +13,7 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -34,6 +34,7 @@ from fastsync_s3.documents import (
     parse_complete,
     parse_initiate,
 )
+from fastsync_s3.guards import guard
 from fastsync_s3.objects import entry_of, etag_of, known_of, write_headers, written
 from fastsync_s3.plane import Call, Plane, http_time, is_in_doubt
 
@@ -289,8 +290,14 @@ class S3Upload:
         self._entry = entry._replace(stored_ns=None)
         return self._entry
 
-    def _conditions(self) -> dict[str, str]:
-        return conditions(self._options, self._old)
+    async def _conditions(self) -> Mapping[str, str]:
+        """See `guards`. Raises Overtaken."""
+        store = self._store
+        writes = [(self._key, self._old)]
+        (answer,) = await guard(self._plane, store.prefix, writes, self._options)
+        if isinstance(answer, FastsyncError):
+            raise answer
+        return answer
 
     async def _put(self, size: int) -> Entry:
         held = self._held
@@ -301,7 +308,7 @@ class S3Upload:
         digests = held.digests
         if digests.size != size:
             raise IntegrityError(f"{digests.size} of {size} bytes were written", where=self._where)
-        headers = {**self._headers, **self._conditions(), **digests.headers()}
+        headers = {**self._headers, **await self._conditions(), **digests.headers()}
         call = Call("PUT", self._key, (), headers, held.data, digests.sha256)
         if held.fd >= 0:
             stop = held.start + size
@@ -320,7 +327,7 @@ class S3Upload:
         covered = sum(part.size for part in parts)
         if covered != size or sorted(self._parts) != list(range(len(parts))):
             raise IntegrityError(f"{covered} of {size} bytes were written", where=self._where)
-        headers = dict(self._conditions())
+        headers = dict(await self._conditions())
         if (crc := self._full_crc()) is not None:
             headers[CRC_HEADER] = wire_crc64nvme(crc)
             headers["x-amz-checksum-type"] = "FULL_OBJECT"
@@ -405,15 +412,6 @@ class S3Upload:
             self._plane, self._key, self._upload_id
         ):
             self._upload_id = None  # else the ticket stays, for a later process
-
-
-def conditions(options: WriteOptions, old: Entry | None) -> dict[str, str]:
-    """The headers that let a guarded write appear only over what was listed."""
-    if not options.guarded:
-        return {}
-    if old is None:
-        return {"if-none-match": "*"}
-    return {"if-match": f'"{old.version}"'}
 
 
 async def abort_upload(plane: Plane, key: str, upload_id: str) -> bool:

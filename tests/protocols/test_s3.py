@@ -102,12 +102,6 @@ class TestVersitygwTls(OnVersitygw):
         monkeypatch.setenv("AWS_CA_BUNDLE", str(versitygw_tls.authority))
 
 
-class TestRclone(S3Conformance):
-    @pytest.fixture(autouse=True)
-    def _server(self, rclone_s3: S3Server) -> None:
-        self.server = rclone_s3
-
-
 # -- what the contract does not say -----------------------------------------------------------------
 
 
