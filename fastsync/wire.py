@@ -19,6 +19,7 @@ import collections
 import contextlib
 import os
 import re
+import select
 import socket
 import ssl
 import struct
@@ -29,7 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeVar
 
-from fastsync.backend import Buffer, Progress
+from fastsync.backend import READ_BUFFER, Buffer, Progress
 from fastsync.errors import (
     AccessRefused,
     Changed,
@@ -48,10 +49,11 @@ MAX_LINES: Final = 200
 MAX_BODY: Final = 16 << 20
 # What is collected of an answer that is no success, to tell why.
 MAX_REFUSAL: Final = 1 << 20
-_BLOCK: Final = 256 << 10  # benches/wire.py: more brings nothing, less costs calls
+_BLOCK: Final = READ_BUFFER  # less costs calls and turns of the interpreter, more brings nothing
 _SMALL: Final = 64 << 10
 _TELL_EVERY: Final = 1 << 20
 _TICK_S: Final = 1.0
+_DECRYPTING: Final = threading.BoundedSemaphore(os.cpu_count() or 1)
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _SIZE_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")
 
@@ -1005,6 +1007,12 @@ class _Body:
         self.tell = tell
         self.keeps = False
         self._over = False
+        self._patience_s = wire.options.request_timeout_s
+        self._poll: select.poll | None = None
+        if isinstance(sock, ssl.SSLSocket):
+            sock.setblocking(False)
+            self._poll = select.poll()
+            self._poll.register(sock, select.POLLIN)
         data = bytearray()
         while True:
             end = data.find(b"\r\n\r\n")
@@ -1026,13 +1034,38 @@ class _Body:
                 raise _Dead from refused
             data += block[:count]
         self._rest = bytes(data)
-        _set_timeouts(sock, self._options.stall_timeout_s)
+        self._patience_s = self._options.stall_timeout_s
+        _set_timeouts(sock, self._patience_s)
 
     def _receive(self, block: memoryview) -> int:
+        """What has come, as much as fits; 0 at the end."""
+        if self._poll is not None:
+            return self._receive_tls(block, self._poll)
         try:
             return self._sock.recv_into(block)
-        except (BlockingIOError, ssl.SSLWantReadError) as error:
+        except BlockingIOError as error:
             raise Stalled("the server fell silent") from error
+
+    def _receive_tls(self, block: memoryview, poll: select.poll) -> int:
+        """TLS gives 16 KiB a call, and every call takes the interpreter's lock. So they are collected, and
+        no more threads do this at once than there are processors: dozens would pass the lock around."""
+        sock, filled = self._sock, 0
+        while True:
+            with _DECRYPTING:
+                try:
+                    while filled < len(block):
+                        count = sock.recv_into(block[filled:])
+                        if not count:
+                            return filled
+                        filled += count
+                except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                    pass
+                except ssl.SSLEOFError:
+                    return filled
+            if filled:
+                return filled
+            if not poll.poll(self._patience_s * 1000):
+                raise Stalled("the server fell silent")
 
     def pieces(self, *, own: bool = False) -> Iterator[memoryview]:
         """The body as it comes. Each piece is valid until the next, or `own` by itself."""
