@@ -1,9 +1,10 @@
 """Who we are to an S3 service, where its buckets are, and what its errors mean.
 
-Credentials and endpoints come from botocore's chain and rules, with two exceptions that cost a millisecond
-instead of a second: static credentials and plain endpoints are read from the environment and the shared
-files here, and only where botocore cannot come to another answer (tests compare the two). aiobotocore is
-imported when it is needed, and never follows a redirect: it would hand the session token to its target.
+Credentials and endpoints come from botocore's chain and rules, with two exceptions that cost two
+milliseconds instead of three hundred: static credentials and plain endpoints are read from the environment
+and the shared files here, and only where botocore cannot come to another answer (tests compare the two).
+aiobotocore is imported when it is needed, and never follows a redirect: it would hand the session token to
+its target.
 """
 
 from __future__ import annotations
@@ -590,7 +591,7 @@ class Control:
             # In us-east-1, making one's own bucket again is a success ("CreateBucket").
             try:
                 await client.head_bucket(Bucket=bucket)
-            except client.exceptions.ClientError:
+            except (client.exceptions.ClientError, AccessRefused):
                 await client.create_bucket(Bucket=bucket, **more)
                 return
         raise Conflict("the bucket exists", where=where)
@@ -669,6 +670,13 @@ def _aio() -> _Aio:
 
         async def _get_session(self, proxy_url: str | None) -> _WithoutRedirects:
             return _WithoutRedirects(await super()._get_session(proxy_url))
+
+        async def send(self, request: Any) -> Any:
+            response = await super().send(request)
+            # Before botocore sees it, which has ways of its own to go there.
+            if 300 <= response.status_code < 400:
+                raise _redirect(response.headers, None)
+            return response
 
     return _Aio(AioConfig, AioSession, Session, UNSIGNED)
 
@@ -872,7 +880,7 @@ def _cut(text: str) -> str:
     return text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "..."
 
 
-def _redirect(headers: Headers | Mapping[str, str], where: str) -> FastsyncError:
+def _redirect(headers: Headers | Mapping[str, str], where: str | None) -> FastsyncError:
     """A redirect is not followed: only a region's name may lead elsewhere."""
     region = region_from_error(headers, b"")
     if region is not None:
@@ -921,15 +929,16 @@ def _retry_after(text: str | None) -> float | None:
 
 @contextlib.contextmanager
 def _as_ours(where: str, action: str) -> Iterator[None]:
-    """The border to botocore. Imports nothing of it: what was raised, it raised."""
+    """The border to botocore: what it raises becomes ours, at `where`."""
     try:
         yield
-    except (FastsyncError, asyncio.CancelledError):
+    except FastsyncError as error:
+        error.at(where)
         raise
-    except OSError as error:  # of files that a profile names
-        raise from_os_error(error, where) from error
     except Exception as error:
         mapped = from_botocore(error, where, action)
+        if mapped is None and isinstance(error, OSError):  # of files that a profile names
+            mapped = from_os_error(error, where)
         if mapped is None:
             raise
         raise mapped from error
