@@ -17,6 +17,8 @@ from typing import NamedTuple, TypeAlias
 
 import pytest
 
+pytest_plugins = ["s3_fixtures"]
+
 # A moment long ago, with nanoseconds that a float would not carry.
 THEN: int = 1_600_000_000_123_456_789
 
