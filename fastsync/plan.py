@@ -181,7 +181,8 @@ class _Above:
     """Finds names of which one is a file and the other, by its path, needs it to be a directory."""
 
     def __init__(self) -> None:
-        self._files: list[str] = []  # "path/" of files below which more may come, the last one on top
+        # "path/" of files below which more may come, the last one on top.
+        self._files: list[str] = []
 
     def sift(self, entries: list[Entry], faults: list[Fault]) -> list[Entry]:
         """The entries that can be on a disk together with those before them; the rest are faults."""
