@@ -69,6 +69,8 @@ from fastsync_s3.upload import S3Upload, Wanted, abort_upload
 T = TypeVar("T")
 
 MIB: Final = 1 << 20
+# Pages of one listing that are asked for at the same time.
+MAX_LISTINGS: Final = 16
 _PRESIGNED: Final = ("GET", "PUT", "HEAD", "DELETE")
 _CHECKSUMS: Final = {"x_amz_checksum_mode": "ENABLED"}
 
@@ -224,18 +226,22 @@ class S3Store:
         raise Conflict("it is an object, not a prefix", where=self.where(""))
 
     async def _rows(self, prefix: str, options: ScanOptions) -> AsyncIterator[list[Row | str]]:
+        seen = 0
+
+        def width() -> int:
+            # Guessing where later pages begin costs the server work: no more than was found to pay.
+            return max(1, min(MAX_LISTINGS, self.plane.pace.width(), seen))
+
         if options.recursive:
-            pages: Any = list_keys(self._fetch, prefix, width=self._list_width, retry=self._retry)
+            pages: Any = list_keys(self._fetch, prefix, width=width, retry=self._retry)
         else:
             pages = list_level(self._fetch, prefix, retry=self._retry)
         try:
             async for rows in pages:
+                seen += 1
                 yield rows
         finally:
             await pages.aclose()
-
-    def _list_width(self) -> int:
-        return max(1, min(16, self.plane.pace.width()))
 
     def _entries(
         self, rows: Sequence[Row | str], pruning: _Pruning | None, *, raw: bool
