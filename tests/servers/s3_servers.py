@@ -207,9 +207,12 @@ def _running(
     # Its settings are the command line's alone.
     personal = ("AWS_", "RCLONE_", "VGW_", "MOTO_", "PYTHON")
     environ = {name: text for name, text in os.environ.items() if not name.startswith(personal)}
+    # A test run that is killed has no time to end its servers.
+    setpriv = shutil.which("setpriv")
+    within = [] if setpriv is None else [setpriv, "--pdeathsig", "TERM", "--"]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command,
+            [*within, *command],
             env={**environ, "PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -1,0 +1,1 @@
+"""Servers reached through SSH: the protocol behind ``sftp://`` and ``ssh://`` locations."""

@@ -1,0 +1,96 @@
+"""The ``sftp`` and ``ssh`` schemes: directories of servers reached through SSH."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from fastsync.backend import StoreOptions
+from fastsync.errors import FastsyncError, NotFound, UsageError
+from fastsync.location import Location
+from fastsync_sftp import packets
+from fastsync_sftp.by_asyncssh import AsyncsshDialer
+from fastsync_sftp.by_openssh import OpensshDialer, find_ssh
+from fastsync_sftp.packets import REALPATH
+from fastsync_sftp.place import Place, place_of
+from fastsync_sftp.pool import Dialer, Pool
+from fastsync_sftp.scripts import Script
+from fastsync_sftp.session import Session
+from fastsync_sftp.store import CopyingSftpStore, SftpStore
+
+
+class SftpBackend:
+    """Owns the connections; stores at the same server with the same settings share them."""
+
+    def __init__(self) -> None:
+        self._pools: dict[Place, Pool] = {}
+
+    async def connect(self, location: Location, options: StoreOptions) -> SftpStore:
+        """Log in, once per server. Raises AccessRefused, UsageError, Transient."""
+        place = place_of(location, options)
+        pool = self._pools.get(place)
+        if pool is None:
+            first, nearby = _dialers(place, options)
+            pool = Pool(place, first, nearby, options.streams, options.stall_timeout_s)
+            self._pools[place] = pool
+        pool.allow(options.streams)
+        try:
+            root, real = await pool.run(lambda session: _resolve(session, location.path))
+        except FastsyncError as error:
+            error.at(str(location))
+            raise
+        kind = CopyingSftpStore if b"copy-data" in pool.extensions else SftpStore
+        return kind(pool, location, options, root, real)
+
+    async def aclose(self) -> None:
+        """Hang up everywhere."""
+        pools, self._pools = self._pools, {}
+        await asyncio.gather(*(pool.aclose() for pool in pools.values()))
+
+
+def _dialers(place: Place, options: StoreOptions) -> tuple[Dialer, Dialer | None]:
+    """What makes connections, and what makes further ones to a server nearby."""
+    ssh = find_ssh() if place.transport != "asyncssh" else None
+    if place.transport == "openssh":
+        if ssh is None:
+            raise UsageError("no ssh is found", where=str(place), hint="--ssh-transport asyncssh")
+        return OpensshDialer(place, ssh, options.request_timeout_s), None
+    first = AsyncsshDialer(place, options)
+    if ssh is None or place.password is not None:
+        return first, None
+    return first, OpensshDialer(place, ssh, options.request_timeout_s)
+
+
+def _resolve(session: Session, path: str) -> Script[tuple[bytes, bytes]]:
+    """The server's path of a location, and where that really is.
+
+    "/~/x" and "" are relative to where we are after login, "/~user/x" to that user's home; all else is
+    from the top. Nothing is percent-decoded: a path is what a shell or a listing shows.
+    """
+    raw = os.fsencode(path)
+    if b"\0" in raw:
+        raise UsageError("a path cannot contain a NUL character")
+    if raw.startswith(b"/~"):
+        user, _, rest = raw[1:].partition(b"/")
+        if user == b"~":
+            request = packets.on_path(REALPATH, b".")
+        elif session.has(b"expand-path@openssh.com"):
+            request = packets.extended(b"expand-path@openssh.com", packets.string(user))
+        else:
+            raise UsageError("the server does not tell where a user's home is")
+        (reply,) = yield [request]
+        home = packets.must_be_name(reply)
+    elif not raw.startswith(b"/"):
+        (reply,) = yield [packets.on_path(REALPATH, b".")]
+        home, rest = packets.must_be_name(reply), raw
+    else:
+        home, rest = b"/", raw.lstrip(b"/")
+    root = home.rstrip(b"/") + b"/" + rest if rest else home
+    (reply,) = yield [packets.on_path(REALPATH, root)]
+    try:
+        real = packets.must_be_name(reply)
+    except (NotFound, FastsyncError) as error:
+        if error.transient:
+            raise
+        real = os.path.normpath(root)  # what does not exist yet has no real name on some servers
+    return root, real

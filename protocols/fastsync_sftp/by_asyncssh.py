@@ -1,0 +1,468 @@
+"""SSH by asyncssh, in this process: always there, and able to ask for a password."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import os
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from fastsync.backend import Buffer, StoreOptions
+from fastsync.errors import (
+    AccessRefused,
+    FastsyncError,
+    Stalled,
+    Throttled,
+    Transient,
+    UsageError,
+)
+from fastsync_sftp.place import Place
+from fastsync_sftp.session import Known, Server, Session
+
+if TYPE_CHECKING:
+    import asyncssh
+
+# A window is what may be on its way to us: 1 Gbit/s over 500 ms. Never filled by more than was asked for.
+_WINDOW: Final = 64 << 20
+# OpenSSH sends up to 32 KiB in a packet whatever we allow; others may send more.
+_PACKET: Final = 128 << 10
+_KEEPALIVE_S: Final = 15.0
+# AES-GCM first: with AES in the processor several times as fast as what asyncssh puts first. The rest
+# stays as it is.
+_CIPHERS: Final = "^aes128-gcm@openssh.com,aes256-gcm@openssh.com"
+
+
+class _Channel:
+    """The byte stream of one SSH channel."""
+
+    def __init__(
+        self, channel: asyncssh.SSHClientChannel[bytes], hang_up: Callable[[], None]
+    ) -> None:
+        self._channel = channel
+        self._hang_up = hang_up
+
+    def write(self, data: list[Buffer]) -> None:
+        try:
+            self._channel.write(data[0] if len(data) == 1 else b"".join(data))
+        except OSError:
+            return  # it is closed, and whoever waits is told by connection_lost
+
+    @property
+    def unsent(self) -> int:
+        return self._channel.get_write_buffer_size()
+
+    def close(self) -> None:
+        self._hang_up()
+
+
+class Prompts:
+    """Asks on the terminal, each question once per run; answers are kept for further connections."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._known: dict[str, str | None] = {}
+        self._turn = asyncio.Lock()
+        self.is_dead_end = False
+
+    async def ask(self, question: str) -> str | None:
+        """The answer, None if nobody can be asked."""
+        async with self._turn:
+            if question not in self._known:
+                self._known[question] = await asyncio.to_thread(_ask, question)
+            answer = self._known[question]
+            self.is_dead_end = self.is_dead_end or answer is None
+            return answer
+
+    async def password(self) -> str | None:
+        if self._place.password is not None:
+            return self._place.password
+        return await self.ask(f"Password for {str(self._place).removeprefix('sftp://')}: ")
+
+    async def passphrase(self, file: object) -> str | None:
+        return await self.ask(f"Passphrase for {os.fsdecode(str(file))}: ")
+
+
+def _ask(question: str) -> str | None:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return None  # nobody there; getpass would read standard input, and show what is typed
+    try:
+        return getpass.getpass(question)
+    except (EOFError, OSError):
+        return None
+
+
+# Called with the seconds that it took to get through to a server.
+Reached: TypeAlias = Callable[[float], None]
+
+
+class AsyncsshDialer:
+    """Makes connections to one place, with one session on each."""
+
+    name = "asyncssh"
+
+    def __init__(self, place: Place, options: StoreOptions) -> None:
+        self._place = place
+        self._options = options
+        self._prompts = Prompts(place)
+        self._connections: dict[Session, asyncssh.SSHClientConnection] = {}
+        self._accepted: set[str] = set()
+        # Set while the first one logs in: its result is whether others may try to.
+        self.first: asyncio.Future[None] | None = None
+
+    async def dial(self, session: Session, known: Known, reached: Reached) -> None:
+        """Begin `session` over a new connection; `reached` hears how many seconds it took to get through
+        to the server. Others may be dialed from then on: they wait with their login for the first one's
+        success, so that a key or password that is refused is refused once.
+
+        Raises AccessRefused, UsageError, Transient.
+        """
+        leads = self.first is None
+        if leads:
+            self.first = asyncio.get_running_loop().create_future()
+            self.first.add_done_callback(_notice)
+        try:
+            await self._dial(session, known, reached if leads else None)
+        except BaseException as error:
+            if leads and self.first is not None and not self.first.done():
+                self.first.set_exception(
+                    error if isinstance(error, FastsyncError) else Transient("not connected")
+                )
+                self.first = None
+            raise
+
+    async def _dial(self, session: Session, known: Known, reached: Reached | None) -> None:
+        import asyncssh
+
+        place, options = self._place, self._options
+        keys = _HostKeys(place, self._accepted)
+        started = asyncio.get_running_loop().time()
+
+        def made() -> None:
+            if reached is not None:
+                reached(asyncio.get_running_loop().time() - started)
+
+        def client() -> asyncssh.SSHClient:
+            return _client(keys, self._prompts, made, None if reached else self.first)
+
+        connection: asyncssh.SSHClientConnection | None = None
+        try:
+            async with asyncio.timeout(options.request_timeout_s):
+                connection = await asyncssh.connect(
+                    place.host, client_factory=client, **self._arguments()
+                )
+                self._tune(connection)
+                if self.first is not None and not self.first.done():
+                    self.first.set_result(None)
+                self._connections[session] = connection
+                await self._open(connection, session, known())
+        except BaseException as error:
+            self._connections.pop(session, None)
+            if connection is not None:
+                connection.abort()
+            session.close()
+            mapped = self._error(error, keys)
+            if mapped is None:
+                raise
+            raise mapped from error
+
+    async def _open(
+        self, connection: asyncssh.SSHClientConnection, session: Session, known: Server | None
+    ) -> None:
+        """Begin the session on a channel of its own. With a server that is known this is over when the
+        channel is there: requests go out without waiting for the subsystem to answer."""
+        opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def begin(channel: asyncssh.SSHClientChannel[bytes]) -> None:
+            if known is not None and session.alive:
+                session.begin_with(_Channel(channel, connection.abort), known)
+            if not opened.done():
+                opened.set_result(None)
+
+        creating = asyncio.ensure_future(
+            connection.create_session(
+                lambda: _receiver(session, begin),
+                subsystem="sftp",
+                encoding=None,
+                window=_WINDOW,
+                max_pktsize=_PACKET,
+            )
+        )
+        if known is not None:
+            creating.add_done_callback(lambda task: self._created(session, task, opened))
+            await opened
+            return
+        channel, _ = await creating
+        await session.begin(_Channel(channel, connection.abort))
+
+    def _created(
+        self, session: Session, creating: asyncio.Future[Any], opened: asyncio.Future[None]
+    ) -> None:
+        """The channel has its subsystem, or there is none; `opened` may still be waited for."""
+        error = None if creating.cancelled() else creating.exception()
+        if error is not None:
+            session.lose(Transient(f"no session on a new connection: {error}"))
+            if not opened.done():
+                opened.set_exception(error)
+
+    def _arguments(self) -> dict[str, Any]:
+        place = self._place
+        interval = min(_KEEPALIVE_S, self._options.stall_timeout_s / 4)
+        arguments: dict[str, Any] = {
+            "encryption_algs": _CIPHERS,
+            "compression_algs": None,
+            "keepalive_interval": interval,
+            "keepalive_count_max": 4,
+            "login_timeout": self._options.request_timeout_s,
+            "passphrase": self._prompts.passphrase,
+            "agent_forwarding": False,
+        }
+        if place.port is not None:
+            arguments["port"] = place.port
+        if place.user is not None:
+            arguments["username"] = place.user
+        if place.config is not None:
+            arguments["config"] = [place.config]
+        if place.identity is not None:
+            arguments["client_keys"] = [place.identity]
+        if place.known_hosts is not None:
+            arguments["known_hosts"] = (
+                place.known_hosts if os.path.exists(place.known_hosts) else b""
+            )
+        return arguments
+
+    def _tune(self, connection: asyncssh.SSHClientConnection) -> None:
+        """Set what the profile says of the socket, where there is one (no ProxyCommand)."""
+        sock = connection.get_extra_info("socket")
+        if sock is None:
+            return
+        options = self._options
+        for level, name, value in (
+            (socket.SOL_SOCKET, socket.SO_SNDBUF, options.tcp_send_buffer),
+            (socket.SOL_SOCKET, socket.SO_RCVBUF, options.tcp_recv_buffer),
+        ):
+            if value is not None:
+                _try_to_set(sock, level, name, value)
+        if options.congestion_control is not None and hasattr(socket, "TCP_CONGESTION"):
+            algorithm = options.congestion_control.encode()
+            _try_to_set(sock, socket.IPPROTO_TCP, socket.TCP_CONGESTION, algorithm)
+
+    def _error(self, error: BaseException, keys: _HostKeys) -> FastsyncError | None:
+        """The error of ours for one of asyncssh's; None for what is not an error of the connection."""
+        import asyncssh
+
+        where = str(self._place)
+        if isinstance(error, FastsyncError):
+            return error.at(where)
+        if keys.refusal is not None:
+            return keys.refusal
+        if isinstance(error, TimeoutError):
+            return Transient(
+                f"no connection within {self._options.request_timeout_s:g} seconds", where=where
+            )
+        if isinstance(error, asyncssh.PermissionDenied):
+            hint = "log in with a key that the server knows (--identity, or an agent)"
+            if self._prompts.is_dead_end:
+                hint += "; there is no terminal to ask for a password or passphrase"
+            return AccessRefused(
+                f"the server let nobody in: {error.reason}", where=where, hint=hint
+            )
+        if isinstance(error, asyncssh.HostKeyNotVerifiable):
+            return AccessRefused(error.reason, where=where)
+        if isinstance(error, asyncssh.KeyExchangeFailed):
+            return AccessRefused(
+                f"no way to talk to the server: {error.reason}",
+                where=where,
+                hint="if its host key changed, remove the old one with ssh-keygen -R",
+            )
+        if isinstance(error, asyncssh.ChannelOpenError):
+            return AccessRefused(
+                f"the server offers no SFTP: {error.reason}",
+                where=where,
+                hint="the line `Subsystem sftp internal-sftp` in its sshd_config switches it on",
+            )
+        if isinstance(error, asyncssh.ConnectionLost):
+            return Throttled("the server hung up before we were in", where=where)
+        if isinstance(error, asyncssh.DisconnectError):
+            return Transient(f"the server hung up: {error.reason}", where=where)
+        if isinstance(error, (asyncssh.KeyImportError, asyncssh.KeyEncryptionError)):
+            return UsageError(f"a key cannot be read: {error}", where=where)
+        if isinstance(error, asyncssh.ConfigParseError):
+            return UsageError(f"the SSH configuration cannot be read: {error}", where=where)
+        if isinstance(error, socket.gaierror):
+            return UsageError(f"the host is not known: {error.strerror}", where=where)
+        if isinstance(error, OSError):
+            # A server that has too many logins under way (MaxStartups) hangs up without a word.
+            kind = Throttled if isinstance(error, ConnectionResetError) else Transient
+            return kind(_said(error), where=where)
+        if isinstance(error, ValueError):
+            return UsageError(str(error), where=where)
+        return None
+
+    async def hang_up(self, session: Session) -> None:
+        """End a session's connection, the session being closed."""
+        connection = self._connections.pop(session, None)
+        if connection is not None:
+            connection.abort()
+            await connection.wait_closed()
+
+    async def aclose(self) -> None:
+        """There is nothing but the connections of sessions."""
+
+
+def _notice(future: asyncio.Future[None]) -> None:
+    """See an exception that perhaps nobody waits for."""
+    if not future.cancelled():
+        future.exception()
+
+
+def _said(error: OSError) -> str:
+    return (error.strerror or str(error) or type(error).__name__).lower()
+
+
+def _try_to_set(sock: Any, level: int, name: int, value: int | bytes) -> None:
+    try:
+        sock.setsockopt(level, name, value)
+    except OSError:
+        return  # a kernel without it keeps its default
+
+
+class _HostKeys:
+    """Decides on host keys that are not known, and says why one was refused."""
+
+    def __init__(self, place: Place, accepted: set[str]) -> None:
+        self._place = place
+        self._accepted = accepted  # lines written by connections that began at the same time
+        self.refusal: AccessRefused | None = None
+
+    def is_trusted(self, key: asyncssh.SSHKey, is_changed: bool, name: str) -> bool:
+        """True when the key of a host that is met for the first time may be remembered, and now is."""
+        place, fingerprint = self._place, key.get_fingerprint("sha256")
+        kind = key.get_algorithm().removeprefix("ssh-").upper()
+        if is_changed:
+            self.refusal = AccessRefused(
+                f"the host key has changed, it is now {kind} {fingerprint}: somebody may listen in",
+                where=str(place),
+                hint=f"if you know why, remove the old key with: ssh-keygen -R '{name}'"
+                + (f" -f {place.known_hosts}" if place.known_hosts else ""),
+            )
+            return False
+        if not place.accept_new:
+            self.refusal = AccessRefused(
+                f"the host key is not known: {kind} {fingerprint}",
+                where=str(place),
+                hint="if that is the server's, accept it with --accept-new-host-key",
+            )
+            return False
+        line = f"{name} {key.export_public_key('openssh').decode().strip()}\n"
+        if line in self._accepted:
+            return True
+        file = Path(place.known_hosts or "~/.ssh/known_hosts").expanduser()
+        try:
+            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            try:
+                os.write(fd, line.encode())
+            finally:
+                os.close(fd)
+        except OSError as error:
+            self.refusal = AccessRefused(
+                f"the host key cannot be written to {file}: {_said(error)}", where=str(place)
+            )
+            return False
+        self._accepted.add(line)
+        return True
+
+
+def _client(
+    keys: _HostKeys,
+    prompts: Prompts,
+    made: Callable[[], None],
+    first: asyncio.Future[None] | None,
+) -> asyncssh.SSHClient:
+    """What asyncssh asks while it logs in; it does not log in before `first` has."""
+    import asyncssh
+
+    class Client(asyncssh.SSHClient):
+        def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
+            self._connection = conn
+            made()
+            if first is not None and not first.done():
+                # The one step of a login that is asked for and may wait. It comes first, as keys do.
+                ask = conn.public_key_auth_requested
+
+                async def ask_later() -> asyncssh.SSHKeyPair | None:
+                    await asyncio.shield(first)
+                    return await ask()
+
+                conn.public_key_auth_requested = ask_later  # type: ignore[method-assign]
+
+        def validate_host_public_key(
+            self, host: str, addr: str, port: int, key: asyncssh.SSHKey
+        ) -> bool:
+            # asyncssh asks only about keys it does not find; what it did find for this host is there.
+            known = self._connection._trusted_host_keys
+            name = host if port == 22 else f"[{host}]:{port}"
+            return keys.is_trusted(key, bool(known), name)
+
+        async def password_auth_requested(self) -> str | None:
+            return await self._answer_once()
+
+        async def kbdint_auth_requested(self) -> str:
+            return ""
+
+        async def kbdint_challenge_received(
+            self, name: str, instructions: str, lang: str, questions: Sequence[tuple[str, bool]]
+        ) -> list[str] | None:
+            answers = []
+            for text, _ in questions:
+                is_password = "password" in text.lower()
+                answer = await (self._answer_once() if is_password else prompts.ask(_plain(text)))
+                if answer is None:
+                    return None
+                answers.append(answer)
+            return answers
+
+        _is_answered = False
+
+        async def _answer_once(self) -> str | None:
+            # The same wrong password again would only count as one more attempt.
+            if self._is_answered:
+                return None
+            self._is_answered = True
+            return await prompts.password()
+
+    return Client()
+
+
+def _plain(text: str) -> str:
+    """A server's question without anything a terminal would act on."""
+    return "".join(char for char in text if char.isprintable())[:200] + " "
+
+
+def _receiver(
+    session: Session, begin: Callable[[asyncssh.SSHClientChannel[bytes]], None]
+) -> asyncssh.SSHClientSession[bytes]:
+    """Where asyncssh delivers what arrives on the channel."""
+    import asyncssh
+
+    class Receiver(asyncssh.SSHClientSession[bytes]):
+        def connection_made(self, chan: asyncssh.SSHClientChannel[bytes]) -> None:
+            # After this turn, in which the subsystem is asked for.
+            asyncio.get_running_loop().call_soon(begin, chan)
+
+        def data_received(self, data: bytes, datatype: int | None) -> None:
+            if datatype is None:  # what a server says on stderr is no SFTP
+                session.feed(data)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if exc is not None and "keepalive" in str(exc).lower():
+                session.lose(Stalled("the server no longer answers"))
+            else:
+                session.lose(Transient("the connection was cut"))
+
+    return Receiver()

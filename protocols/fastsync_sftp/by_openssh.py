@@ -1,0 +1,266 @@
+"""SSH by the system's own ``ssh``: a process per connection, its crypto in C on a processor of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import socket
+import tempfile
+from collections import deque
+from collections.abc import Callable
+from typing import IO, Final
+
+from fastsync.backend import Buffer
+from fastsync.errors import AccessRefused, FastsyncError, Throttled, Transient, UsageError
+from fastsync_sftp.place import Place
+from fastsync_sftp.session import Known, Session
+
+# What the pipe between us and ssh holds; the system may give less.
+_PIPE: Final = 4 << 20
+_READ: Final = 512 << 10
+# sendmsg takes 1024 buffers (IOV_MAX) on Linux, 16 are guaranteed.
+_BUFFERS: Final = 512
+_END_S: Final = 1.0
+
+
+def find_ssh() -> str | None:
+    """Where the system's ssh is, if it has one."""
+    return shutil.which("ssh")
+
+
+class _Pipe:
+    """The byte stream of a process, over one end of a pair of sockets."""
+
+    def __init__(self, session: Session, ours: socket.socket, process: OpensshProcess) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._session = session
+        self._socket = ours
+        self._process = process
+        self._waiting: deque[memoryview] = deque()
+        self._is_writing = False
+        self._is_open = True
+        self.unsent = 0
+        ours.setblocking(False)
+        self._loop.add_reader(ours.fileno(), self._read)
+
+    def write(self, data: list[Buffer]) -> None:
+        if not self._is_open:
+            return
+        for part in data:
+            view = memoryview(part)
+            self._waiting.append(view)
+            self.unsent += len(view)
+        if not self._is_writing:
+            self._send()
+
+    def _send(self) -> None:
+        waiting = self._waiting
+        while waiting:
+            some = [waiting[index] for index in range(min(len(waiting), _BUFFERS))]
+            try:
+                sent = self._socket.sendmsg(some)
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError:
+                self._end()
+                return
+            self.unsent -= sent
+            while waiting and sent >= len(waiting[0]):
+                sent -= len(waiting.popleft())
+            if sent:
+                waiting[0] = waiting[0][sent:]
+        if bool(waiting) != self._is_writing:
+            self._is_writing = bool(waiting)
+            if self._is_writing:
+                self._loop.add_writer(self._socket.fileno(), self._send)
+            else:
+                self._loop.remove_writer(self._socket.fileno())
+
+    def _read(self) -> None:
+        try:
+            data = self._socket.recv(_READ)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if data:
+            self._session.feed(data)
+        else:
+            self._end()
+
+    def _end(self) -> None:
+        """The process has hung up."""
+        self._session.lose(self._process.why_ended())
+
+    def close(self) -> None:
+        if not self._is_open:
+            return
+        self._is_open = False
+        self._loop.remove_reader(self._socket.fileno())
+        if self._is_writing:
+            self._loop.remove_writer(self._socket.fileno())
+        self._socket.close()
+        self._waiting.clear()
+        self.unsent = 0
+
+
+class OpensshProcess:
+    """One ``ssh -s HOST sftp``. What it says on stderr is kept, to tell why it ended."""
+
+    def __init__(self, place: Place, process: asyncio.subprocess.Process, said: IO[bytes]) -> None:
+        self._place = place
+        self._process = process
+        self._said = said
+
+    def why_ended(self) -> FastsyncError:
+        """The error for a process that hung up, from what it said."""
+        self._said.seek(0)
+        text = self._said.read(64 << 10).decode("utf-8", "replace")
+        return error_of(text, str(self._place))
+
+    async def end(self) -> None:
+        """Wait for it to go, now that the pipe is closed, and make it go if it does not."""
+        try:
+            await asyncio.wait_for(self._process.wait(), _END_S)
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+        self._said.close()
+
+
+class OpensshDialer:
+    """Starts processes for connections to one place."""
+
+    name = "openssh"
+
+    def __init__(self, place: Place, ssh: str, connect_timeout_s: float) -> None:
+        self._place = place
+        self._ssh = ssh
+        self._connect_timeout_s = connect_timeout_s
+        self._processes: dict[Session, OpensshProcess] = {}
+
+    async def dial(self, session: Session, known: Known, reached: Callable[[float], None]) -> None:
+        """Begin `session` over a new connection. Raises AccessRefused, UsageError, Transient. ssh does
+        not say when it has got through."""
+        ours, theirs = socket.socketpair()
+        said = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
+        try:
+            for end in (ours, theirs):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _PIPE)
+            # A session of its own: an interrupt is for us to handle, and ssh must live until we have.
+            process = await asyncio.create_subprocess_exec(
+                *command(self._place, self._ssh, self._connect_timeout_s),
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                stderr=said,
+                start_new_session=True,
+            )
+        except BaseException as error:
+            ours.close()
+            said.close()
+            if isinstance(error, OSError):
+                raise UsageError(f"ssh cannot be started: {error.strerror}") from error
+            raise
+        finally:
+            theirs.close()
+        run = OpensshProcess(self._place, process, said)
+        self._processes[session] = run
+        stream = _Pipe(session, ours, run)
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                await session.begin(stream)
+        except BaseException as error:
+            session.close()
+            await asyncio.shield(self.hang_up(session))
+            if isinstance(error, TimeoutError):
+                raise Transient(
+                    f"no connection within {self._connect_timeout_s:g} seconds",
+                    where=str(self._place),
+                ) from error
+            raise
+
+    async def hang_up(self, session: Session) -> None:
+        """End a session's process, the session being closed."""
+        run = self._processes.pop(session, None)
+        if run is not None:
+            await run.end()
+
+    async def aclose(self) -> None:
+        """There is nothing but the processes of sessions."""
+
+
+def command(place: Place, ssh: str, connect_timeout_s: float) -> list[str]:
+    """The command line, without anything secret. Nobody is there to answer a question: BatchMode."""
+    options = {
+        "BatchMode": "yes",
+        "Compression": "no",
+        "ClearAllForwardings": "yes",
+        "ForwardX11": "no",
+        "ForwardAgent": "no",
+        "PermitLocalCommand": "no",
+        # A connection of our own each time: over a shared one all would be as fast as one.
+        "ControlMaster": "no",
+        "ControlPath": "none",
+        "StrictHostKeyChecking": "accept-new" if place.accept_new else "yes",
+        "ConnectTimeout": str(max(1, round(connect_timeout_s))),
+        "ServerAliveInterval": "15",
+        "Ciphers": "^aes128-gcm@openssh.com,aes256-gcm@openssh.com",
+    }
+    argv = [ssh, "-x", "-a", "-T"]
+    if place.config is not None:
+        argv += ["-F", place.config]
+    if place.identity is not None:
+        argv += ["-i", place.identity, "-o", "IdentitiesOnly=yes"]
+    if place.known_hosts is not None:
+        argv += ["-o", f"UserKnownHostsFile={_quoted(place.known_hosts)}"]
+        argv += ["-o", "GlobalKnownHostsFile=none"]
+    for name, value in options.items():
+        argv += ["-o", f"{name}={value}"]
+    if place.port is not None:
+        argv += ["-p", str(place.port)]
+    if place.user is not None:
+        argv += ["-l", place.user]
+    return [*argv, "-s", "--", place.host, "sftp"]
+
+
+def _quoted(path: str) -> str:
+    """A file name as a value of an option, which may be a list."""
+    return '"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+_FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
+_REFUSED: Final = (
+    ("REMOTE HOST IDENTIFICATION HAS CHANGED", "the host key has changed"),
+    ("HOST IDENTIFICATION", "the host key is not the one that is known"),
+    ("host key is known for", "the host key is not known"),
+    ("Host key verification failed", "the host key is not known"),
+    ("Permission denied", "the server let nobody in"),
+    ("Too many authentication failures", "the server let nobody in"),
+    ("no matching", "we and the server have no common way to encrypt"),
+    ("subsystem request failed", "the server offers no SFTP"),
+)
+# What a server does that has too many logins under way (MaxStartups).
+_TURNED_AWAY: Final = "kex_exchange_identification"
+_USAGE: Final = ("Bad configuration option", "Could not resolve hostname", "Can't open user config")
+
+
+def error_of(said: str, where: str) -> FastsyncError:
+    """The error for what ssh said before it ended."""
+    for text, message in _REFUSED:
+        if text in said:
+            found = _FINGERPRINT.search(said)
+            return AccessRefused(
+                f"{message}{f' ({found[0]})' if found else ''}", where=where, hint=_last(said)
+            )
+    for text in _USAGE:
+        if text in said:
+            return UsageError(_last(said) or "ssh failed", where=where)
+    if _TURNED_AWAY in said:
+        return Throttled(_last(said) or "the server hung up", where=where)
+    return Transient(_last(said) or "the connection was closed", where=where)
+
+
+def _last(said: str) -> str | None:
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else None

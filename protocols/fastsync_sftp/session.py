@@ -1,0 +1,337 @@
+"""One SFTP conversation: requests go out as fast as they come, answers find who asked.
+
+Nothing here waits. A request costs one entry in a dictionary; what is sent in one turn of the event loop
+leaves in one piece. Answers of many kilobytes are handed on in the pieces they arrived in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
+
+from fastsync.backend import Buffer
+from fastsync.errors import FastsyncError, Stalled, Transient
+from fastsync_sftp import packets
+from fastsync_sftp.packets import DATA, LOST, VERSION, BrokenProtocol, Reply, Request
+
+Answered: TypeAlias = Callable[[int, Any], None]
+
+_header = struct.Struct(">IBI")  # length, type, id
+_u32 = struct.Struct(">I")
+_HEADER: Final = _header.size
+# No answer is larger: a block of data, or a page of names. A shell that greets its user makes its first
+# letters the length of a message, which is how it is noticed.
+MAX_PACKET: Final = (1 << 20) + 1024
+# Without limits@openssh.com, what every server takes (draft-ietf-secsh-filexfer-02, section 3).
+SAFE_BLOCK: Final = 32 << 10
+MAX_BLOCK: Final = 255 << 10
+# Bytes that may be on their way over one connection, to begin with and at least.
+_LEAST_WINDOW: Final = 4 * MAX_BLOCK
+# An answer that takes longer than this (times the round trip, and seconds more) has waited in a queue on
+# the way: no more requests than there are, and from the second pair on fewer.
+_UNHURRIED: Final = (1.25, 0.02)
+_LATE: Final = (1.5, 0.04)
+# Looks for a stall in each stall timeout.
+_LOOKS: Final = 8
+
+
+class ByteStream(Protocol):
+    """What carries a conversation: an SSH channel, or the pipe of a process that speaks SSH."""
+
+    def write(self, data: list[Buffer]) -> None:
+        """Send all of it, later if need be; the buffers are not changed until then."""
+        ...
+
+    @property
+    def unsent(self) -> int:
+        """How many bytes have not left yet."""
+        ...
+
+    def close(self) -> None:
+        """Hang up, now. Idempotent."""
+        ...
+
+
+class ServerLimits(NamedTuple):
+    """What a server takes, as it says itself (limits@openssh.com), or what is safe."""
+
+    read: int = SAFE_BLOCK
+    write: int = SAFE_BLOCK
+    handles: int | None = None
+
+
+class Server(NamedTuple):
+    """What one session has learnt of a server, for further ones."""
+
+    limits: ServerLimits
+    extensions: Mapping[bytes, bytes]
+    rtt_s: float
+
+
+# What is known of the server by now.
+Known: TypeAlias = Callable[[], Server | None]
+
+
+class Session:
+    """A conversation. `feed` and `lose` are called by the stream; the rest is for who asks.
+
+    `outstanding` counts the bytes of blocks on their way, `window` how many may be, for who spreads them
+    over sessions.
+    """
+
+    def __init__(self, stall_timeout_s: float) -> None:
+        self.stream: ByteStream | None = None
+        self.extensions: Mapping[bytes, bytes] = {}
+        self.limits = ServerLimits()
+        self.outstanding = 0
+        self.window = _LEAST_WINDOW
+        self.is_spare = False  # blocks had better go elsewhere
+        self.rtt_s = 0.0
+        self.error: FastsyncError | None = None
+        self.on_loss: Callable[[Session], None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._answered: dict[int, Answered] = {}
+        self._next_id = 0
+        self._out: list[Buffer] = []
+        self._head = b""
+        self._pieces: list[memoryview] = []
+        self._missing = 0
+        self._kind = 0
+        self._id = 0
+        self._greeting: asyncio.Future[bytes] | None = None
+        self._received = 0
+        self._seen: tuple[int, int] = (0, 0)
+        self._idle_looks = 0
+        self._stall_timeout_s = stall_timeout_s
+        self._watch: asyncio.TimerHandle | None = None
+
+    # -- beginning and end ---------------------------------------------------------------------------
+
+    async def begin(self, stream: ByteStream) -> None:
+        """Agree on the version, and ask for limits in the same breath. Raises Transient, BrokenProtocol."""
+        greeted = self._greet(stream)
+        limits = self.call(packets.extended(b"limits@openssh.com"))
+        started = self._loop.time()
+        self.extensions = packets.read_extensions(await greeted)
+        self.rtt_s = self._loop.time() - started
+        kind, body = await limits
+        if kind == packets.EXTENDED_REPLY and len(body) >= 32:
+            _, read, write, handles = struct.unpack_from(">QQQQ", body)
+            self.limits = ServerLimits(
+                min(read or SAFE_BLOCK, MAX_BLOCK),
+                min(write or SAFE_BLOCK, MAX_BLOCK),
+                handles or None,
+            )
+        elif kind == LOST:
+            raise body
+        self._measure()
+
+    def _measure(self) -> None:
+        """See how long a round trip is; the greeting told how long the server takes to begin as well."""
+        started = self._loop.time()
+
+        def answered(_kind: int, _body: Any) -> None:
+            self.rtt_s = min(self.rtt_s, self._loop.time() - started)
+
+        self.submit(packets.on_path(packets.REALPATH, b"."), answered)
+
+    def begin_with(self, stream: ByteStream, server: Server) -> None:
+        """Begin with a server that is known, without waiting for its greeting: requests may follow."""
+        self.limits, self.extensions, self.rtt_s = server
+        self._greet(stream)
+
+    def _greet(self, stream: ByteStream) -> asyncio.Future[bytes]:
+        self.stream = stream
+        self._greeting = self._loop.create_future()
+        self._greeting.add_done_callback(_notice)
+        self._look()
+        stream.write([_u32.pack(5), bytes([packets.INIT]), _u32.pack(3)])
+        return self._greeting
+
+    @property
+    def server(self) -> Server:
+        """What further sessions need not ask for again."""
+        return Server(self.limits, self.extensions, self.rtt_s)
+
+    @property
+    def alive(self) -> bool:
+        return self.error is None
+
+    def has(self, extension: bytes) -> bool:
+        """True when the server offers the extension."""
+        return extension in self.extensions
+
+    def close(self) -> None:
+        """Hang up. What was asked and not answered fails."""
+        self.lose(Transient("the connection was closed"))
+
+    def lose(self, error: FastsyncError) -> None:
+        """The connection is gone: everybody who waits for an answer is told. Idempotent."""
+        if self.error is not None:
+            return
+        self.error = error
+        if self._watch is not None:
+            self._watch.cancel()
+        if self.stream is not None:
+            self.stream.close()
+        if self._greeting is not None and not self._greeting.done():
+            self._greeting.set_exception(_again(error))
+        waiting, self._answered = self._answered, {}
+        for answered in waiting.values():
+            answered(LOST, _again(error))
+        self._out.clear()
+        if self.on_loss is not None:
+            self.on_loss(self)
+
+    def pace(self, length: int, took_s: float, most: int) -> None:
+        """A block was delivered. The window grows with what is delivered, at the pace of TCP's slow start:
+        what is given to a new connection too early waits there while others run dry.
+
+        What is read is answered late when the way is full; more requests would only make queues overflow,
+        and every connection slow down at once. What is written (`took_s` 0) is held back by SSH itself.
+        """
+        if took_s > _LATE[0] * self.rtt_s + _LATE[1]:
+            self.window = max(self.window - length // 4, _LEAST_WINDOW)
+        elif took_s <= _UNHURRIED[0] * self.rtt_s + _UNHURRIED[1]:
+            self.window = min(self.window + length, most)
+
+    # -- asking --------------------------------------------------------------------------------------
+
+    def submit(self, request: Request, answered: Answered) -> None:
+        """Send a request; `answered` gets the type and the body of the answer, or LOST and an error."""
+        if self.error is not None:
+            self._loop.call_soon(answered, LOST, _again(self.error))
+            return
+        kind, parts = request
+        number = self._next_id
+        self._next_id = (number + 1) & 0xFFFFFFFF
+        self._answered[number] = answered
+        out = self._out
+        if not out:
+            self._loop.call_soon(self._flush)
+        length = 5
+        for part in parts:
+            length += len(part)
+        out.append(_header.pack(length, kind, number))
+        out.extend(parts)
+
+    def call(self, request: Request) -> asyncio.Future[Reply]:
+        """Send a request; the answer comes as a future, which never fails."""
+        future: asyncio.Future[Reply] = self._loop.create_future()
+
+        def answered(kind: int, body: Any) -> None:
+            if not future.done():
+                future.set_result((kind, body))
+
+        self.submit(request, answered)
+        return future
+
+    def _flush(self) -> None:
+        out, self._out = self._out, []
+        if out and self.stream is not None and self.error is None:
+            self.stream.write(out)
+
+    # -- answers -------------------------------------------------------------------------------------
+
+    def feed(self, data: bytes) -> None:
+        """Bytes have arrived."""
+        self._received += len(data)
+        try:
+            self._parse(data)
+        except BrokenProtocol as error:
+            self.lose(error)
+
+    def _parse(self, data: bytes) -> None:
+        view = memoryview(data)
+        position, end = 0, len(view)
+        while position < end:
+            if self._missing:
+                piece = view[position : position + self._missing]
+                position += len(piece)
+                self._missing -= len(piece)
+                self._pieces.append(piece)
+                if not self._missing:
+                    pieces, self._pieces = self._pieces, []
+                    self._deliver(self._kind, self._id, pieces)
+                continue
+            if self._head or end - position < _HEADER:
+                wanted = _HEADER - len(self._head)
+                self._head += view[position : position + wanted]
+                position += wanted
+                if len(self._head) < _HEADER:
+                    return
+                length, kind, number = _header.unpack(self._head)
+                self._head = b""
+            else:
+                length, kind, number = _header.unpack_from(view, position)
+                position += _HEADER
+            if not 5 <= length <= MAX_PACKET:
+                raise BrokenProtocol("a message of impossible length")
+            body = length - 5
+            if end - position >= body:
+                self._deliver(kind, number, [view[position : position + body]])
+                position += body
+            else:
+                self._kind, self._id, self._missing = kind, number, body
+
+    def _deliver(self, kind: int, number: int, pieces: list[memoryview]) -> None:
+        if kind == VERSION and self._greeting is not None and not self._greeting.done():
+            if number < 3:
+                raise BrokenProtocol(f"the server speaks version {number}, we need 3")
+            self._greeting.set_result(b"".join(pieces))
+            return
+        answered = self._answered.pop(number, None)
+        if answered is None:
+            raise BrokenProtocol("an answer that nobody asked for")
+        try:
+            if kind == DATA:
+                answered(kind, _content(pieces))
+            elif len(pieces) == 1:
+                answered(kind, pieces[0])
+            else:
+                answered(kind, b"".join(pieces))
+        except BrokenProtocol as error:
+            answered(LOST, error)
+            raise
+
+    # -- stalls --------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """Notice a server that owes answers and moves nothing in either direction."""
+        assert self.stream is not None
+        seen = (self._received, self.stream.unsent)
+        is_owed = bool(self._answered) or (self._greeting is not None and not self._greeting.done())
+        self._idle_looks = self._idle_looks + 1 if is_owed and seen == self._seen else 0
+        self._seen = seen
+        if self._idle_looks >= _LOOKS:
+            self.lose(Stalled(f"no answer for {self._stall_timeout_s:g} seconds"))
+            return
+        self._watch = self._loop.call_later(self._stall_timeout_s / _LOOKS, self._look)
+
+
+def _content(pieces: list[memoryview]) -> list[memoryview]:
+    """The bytes of a DATA answer, whose length stands in front once more."""
+    if pieces and len(pieces[0]) < 4:
+        pieces = [memoryview(b"".join(pieces))]
+    if not pieces or len(pieces[0]) < 4:
+        raise BrokenProtocol("data without a length")
+    (length,) = _u32.unpack_from(pieces[0], 0)
+    if length != sum(map(len, pieces)) - 4:
+        raise BrokenProtocol("data of another length than its message")
+    pieces[0] = pieces[0][4:]
+    return pieces
+
+
+def _notice(greeting: asyncio.Future[bytes]) -> None:
+    """See an exception that nobody waits for."""
+    if not greeting.cancelled():
+        greeting.exception()
+
+
+def _again(error: FastsyncError) -> FastsyncError:
+    """The same error for one more who waits: each gets a place of its own."""
+    copy = type(error)(error.message, hint=error.hint)
+    copy.__cause__ = error
+    return copy

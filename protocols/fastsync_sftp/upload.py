@@ -1,0 +1,165 @@
+"""One file being written, in parts, over as many connections as there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fastsync.backend import Buffer, Entry, Progress, WriteOptions
+from fastsync.errors import FastsyncError, IntegrityError, NotFound
+from fastsync_sftp import packets
+from fastsync_sftp.bulk import RemoteFile, Writing, from_file, from_memory
+from fastsync_sftp.packets import CLOSE, FOR_WRITING, FSTAT, LSTAT, REMOVE
+from fastsync_sftp.placing import Finish, explain, mode_for, replace
+from fastsync_sftp.pool import Pool
+from fastsync_sftp.scripts import Script
+from fastsync_sftp.session import Session
+
+
+class SftpUpload:
+    """See `Upload`. The file has a temporary name in the same directory until `commit`; one that is
+    written in place is there from the beginning."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        temporary: bytes,
+        target: bytes,
+        path: str,
+        like: Entry,
+        options: WriteOptions,
+        where: str,
+    ) -> None:
+        self._pool = pool
+        self.temporary = temporary
+        self.target = target
+        self._path = path
+        self._like = like
+        self._options = options
+        self._where = where
+        self.file = RemoteFile(temporary, FOR_WRITING, where)
+        self._covered: list[tuple[int, int]] = []
+        self._is_over = False
+        self._may_be_placed = False
+
+    def write_in_place(self) -> None:
+        """There is no other name: whoever looks sees the file change."""
+        self.temporary = self.target
+        self.file = RemoteFile(self.target, FOR_WRITING, self._where)
+
+    # -- bytes ---------------------------------------------------------------------------------------
+
+    async def write(self, start: int, data: Buffer) -> None:
+        """See `Upload.write`."""
+        await self._carry(start, start + len(data), from_memory(start, data), lambda _: None)
+
+    async def write_from_file(self, start: int, stop: int, fd: int, progress: Progress) -> None:
+        """See `WritesFromFile.write_from_file`."""
+        await self._carry(start, stop, from_file(self._pool.disk, fd), progress)
+
+    async def _carry(
+        self,
+        start: int,
+        stop: int,
+        fetch: Callable[[int, int, Callable[[Any], None]], None],
+        progress: Progress,
+    ) -> None:
+        block = (await self._pool.session()).limits.write
+        try:
+            await self._pool.carry(Writing(self.file, start, stop, block, fetch, progress))
+        except FastsyncError as error:
+            said = error
+            better = await self._pool.run(lambda session: explain(session, said, self.target))
+            raise better.at(self._where) from error
+        self._cover(start, stop)
+
+    def _cover(self, start: int, stop: int) -> None:
+        merged = []
+        for low, high in self._covered:
+            if high < start or low > stop:
+                merged.append((low, high))
+            else:
+                start, stop = min(start, low), max(stop, high)
+        if start < stop:
+            merged.append((start, stop))
+        self._covered = sorted(merged)
+
+    # -- the end -------------------------------------------------------------------------------------
+
+    async def commit(self, size: int) -> Entry:
+        """See `Upload.commit`."""
+        if self._covered != ([(0, size)] if size else []):
+            written = sum(high - low for low, high in self._covered)
+            await self.abort()
+            raise IntegrityError(f"{written} of {size} bytes were written", where=self._where)
+        try:
+            await self._pool.run(lambda session: self._finish(session, size))
+        except FastsyncError as error:
+            if not error.transient:
+                await self.abort()
+            error.at(self._where)
+            raise
+        self._is_over = True
+        self.file.close()
+        like, options = self._like, self._options
+        mtime_ns = like.mtime_ns if options.mtime else None
+        if mtime_ns is not None:
+            mtime_ns = packets.seconds_of(mtime_ns) * 1_000_000_000
+        return Entry(self._path, "file", size, mtime_ns, mode_for(like, options))
+
+    def _finish(self, session: Session, size: int) -> Script[None]:
+        handle = self.file.handles.pop(session, None)
+        # Whatever else is open is closed now, so that nothing of it can come after the time is set.
+        self.file.close(but=session)
+        if handle is None:
+            (reply,) = yield [packets.open_file(self.temporary, FOR_WRITING)]
+            try:
+                handle = packets.must_be_handle(reply)
+            except NotFound:
+                if self._may_be_placed and (yield from self._is_placed(size)):
+                    return
+                raise
+        finish = Finish(
+            session, handle, self._like, self._options, size if self._options.inplace else None
+        )
+        try:
+            replies = yield [
+                *finish.requests,
+                packets.request(FSTAT, handle),
+                packets.request(CLOSE, handle),
+            ]
+            finish.check(replies[:-2])
+            now = packets.must_be_attributes(replies[-2])
+            if now.size is not None and now.size != size:
+                raise IntegrityError(f"{size} bytes were written, the server has {now.size}")
+            packets.must_be_ok(replies[-1])
+            if self.temporary != self.target:
+                self._may_be_placed = True
+                yield from replace(session, self.temporary, self.target)
+        except FastsyncError as error:
+            raise (yield from explain(session, error, self.target)) from error
+
+    def _is_placed(self, size: int) -> Script[bool]:
+        """True when it was the answer to the rename that was lost, and not the rename."""
+        (reply,) = yield [packets.on_path(LSTAT, self.target)]
+        if reply[0] != packets.ATTRS:
+            return False
+        now = packets.must_be_attributes(reply)
+        mtime_ns = self._like.mtime_ns if self._options.mtime else None
+        return now.size == size and (mtime_ns is None or now.mtime == packets.seconds_of(mtime_ns))
+
+    async def abort(self) -> None:
+        """See `Upload.abort`."""
+        if self._is_over:
+            return
+        self._is_over = True
+        self.file.close()
+        if self.temporary == self.target:
+            return
+        try:
+            await self._pool.run(self._remove)
+        except FastsyncError:
+            return  # the server is out of reach; the name says whose it is
+
+    def _remove(self, session: Session) -> Script[None]:
+        yield [packets.on_path(REMOVE, self.temporary)]

@@ -1,0 +1,376 @@
+"""What servers and networks do to an SFTP transfer: cut, stall, lie, send names that lead elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import IO, ClassVar, cast
+
+import asyncssh
+import pytest
+import pytest_asyncio
+from sshd import OurServer, free_port, no_extensions
+
+from fastsync.backend import Entry, Loaded, ScanOptions, StoreOptions, WholeJob, WriteOptions
+from fastsync.errors import (
+    AccessRefused,
+    Changed,
+    DestinationFull,
+    FastsyncError,
+    NameRefused,
+    Stalled,
+    Transient,
+)
+from fastsync.location import parse
+from fastsync.patience import persistently
+from fastsync.testing.vocabulary import MTIME, begin, collect, link, listing, noise, read, write
+from fastsync_sftp.backend import SftpBackend
+from fastsync_sftp.store import SftpStore
+
+# The server of these tests, asyncssh's, leaves files open when its connections are cut.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+BLOCK = 32 << 10
+
+
+class Fickle(asyncssh.SFTPServer):
+    """Does as a test tells it."""
+
+    stalls = False
+    short = 0  # bytes more than this are not sent in one answer
+    size_lie = 0
+    names: tuple[bytes, ...] = ()
+    full_after = -1
+    refuses_new = False
+    opened: ClassVar[list[IO[bytes]]] = []
+
+    def open(self, path: bytes, pflags: int, attrs: asyncssh.SFTPAttrs) -> object:
+        file = super().open(path, pflags, attrs)
+        Fickle.opened.append(cast("IO[bytes]", file))
+        return file
+
+    async def read(self, file_obj: object, offset: int, size: int) -> bytes:
+        while Fickle.stalls:
+            await asyncio.sleep(0.05)
+        data = super().read(file_obj, offset, size)
+        assert isinstance(data, bytes)
+        return data[: Fickle.short or None]
+
+    def write(self, file_obj: object, offset: int, data: bytes) -> int:
+        if 0 <= Fickle.full_after < offset + len(data):
+            raise asyncssh.SFTPNoSpaceOnFilesystem("no space")
+        count = super().write(file_obj, offset, data)
+        assert isinstance(count, int)
+        return count
+
+    def lstat(self, path: bytes) -> asyncssh.SFTPAttrs:
+        return self._lie(super().lstat(path))
+
+    def fstat(self, file_obj: object) -> asyncssh.SFTPAttrs:
+        return self._lie(super().fstat(file_obj))
+
+    def _lie(self, found: object) -> asyncssh.SFTPAttrs:
+        assert isinstance(found, os.stat_result)
+        attrs = asyncssh.SFTPAttrs.from_local(found)
+        if attrs.size and attrs.type == 1:
+            attrs.size += Fickle.size_lie
+        return attrs
+
+    async def scandir(self, path: bytes) -> AsyncIterator[asyncssh.SFTPName]:
+        async for name in super().scandir(path):
+            yield name
+        for extra in Fickle.names:
+            attrs = asyncssh.SFTPAttrs(size=4, permissions=0o100644, atime=1, mtime=1)
+            yield asyncssh.SFTPName(extra, b"", attrs)
+
+    def rename(self, oldpath: bytes, newpath: bytes) -> None:
+        is_new = Path(os.fsdecode(oldpath)).read_bytes() == b"new"
+        if os.path.lexists(newpath) or (Fickle.refuses_new and is_new):
+            raise asyncssh.SFTPFailure("no")
+        os.rename(oldpath, newpath)
+
+
+@pytest.fixture(autouse=True)
+def _as_usual() -> Iterator[None]:
+    yield
+    # asyncssh leaves them open when a connection is cut.
+    for file in Fickle.opened:
+        file.close()
+    Fickle.opened.clear()
+    Fickle.stalls = Fickle.refuses_new = False
+    Fickle.short = Fickle.size_lie = 0
+    Fickle.names = ()
+    Fickle.full_after = -1
+
+
+@pytest_asyncio.fixture
+async def server(tmp_path: Path) -> AsyncIterator[OurServer]:
+    one = OurServer(tmp_path / "server", Fickle)
+    await one.start()
+    yield one
+    await one.stop()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    place = tmp_path / "root"
+    place.mkdir()
+    return place
+
+
+@contextlib.asynccontextmanager
+async def connected(server: OurServer, path: Path, **options: float) -> AsyncIterator[SftpStore]:
+    backend = SftpBackend()
+    try:
+        settings = StoreOptions(place=server.place, **options)  # type: ignore[arg-type]
+        store = await backend.connect(parse(server.url(path)), settings)
+        yield store
+        await store.aclose()
+    finally:
+        await backend.aclose()
+
+
+def left_in(root: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()
+    }
+
+
+def _thrice(attempt: int) -> bool:
+    return attempt < 3
+
+
+# -- the network ---------------------------------------------------------------------------------------
+
+
+async def test_a_cut_connection_is_transient_and_the_next_call_has_another(
+    server: OurServer, root: Path
+) -> None:
+    (root / "file").write_bytes(content := noise(200_000))
+    async with connected(server, root) as store:
+        entry = await store.stat("file")
+        Fickle.stalls = True
+        reading = asyncio.create_task(collect(store.read(entry, 0, None)))
+        await asyncio.sleep(0.1)
+        server.cut()
+        with pytest.raises(Transient):
+            await reading
+        Fickle.stalls = False
+        assert await collect(store.read(entry, 0, None)) == content
+
+
+async def test_a_silent_server_is_stalled(server: OurServer, root: Path) -> None:
+    (root / "file").write_bytes(noise(100_000))
+    async with connected(server, root, stall_timeout_s=0.4) as store:
+        entry = await store.stat("file")
+        Fickle.stalls = True
+        with pytest.raises(Stalled):
+            await asyncio.wait_for(collect(store.read(entry, 0, None)), 10)
+        Fickle.stalls = False
+        assert len(await read(store, "file")) == 100_000
+
+
+async def test_a_write_goes_on_over_another_connection(server: OurServer, root: Path) -> None:
+    content = noise(3 * BLOCK)
+    async with connected(server, root) as store:
+        upload = await begin(store, "file")
+        await upload.write(0, content[:BLOCK])
+        server.cut()
+        await persistently(lambda: upload.write(BLOCK, content[BLOCK:]), _thrice)
+        server.cut()
+        await persistently(lambda: upload.commit(len(content)), _thrice)
+    assert left_in(root) == {"file": content}
+
+
+async def test_a_batch_that_is_cut_leaves_nothing_half(server: OurServer, root: Path) -> None:
+    jobs = [
+        WholeJob(Entry(f"f{number}", "file", 1000, MTIME, 0o644), f"f{number}", noise(1000))
+        for number in range(300)
+    ]
+    async with connected(server, root) as store:
+        writing = asyncio.create_task(store.write_whole(jobs, WriteOptions()))
+        while len(list(root.iterdir())) < 20:
+            await asyncio.sleep(0.001)
+        server.cut()
+        answers = await writing
+        assert any(isinstance(answer, Transient) for answer in answers)
+        assert not list(root.glob(".fs-*"))
+        again = [job for job, answer in zip(jobs, answers, strict=True) if answer is not None]
+        assert await store.write_whole(again, WriteOptions()) == [None] * len(again)
+    assert left_in(root) == {f"f{number}": noise(1000) for number in range(300)}
+
+
+async def test_nobody_listens(tmp_path: Path) -> None:
+    backend = SftpBackend()
+    place = {"ssh_transport": "asyncssh", "known_hosts": str(tmp_path / "none")}
+    location = parse(f"sftp://somebody@127.0.0.1:{free_port()}/")
+    with pytest.raises(Transient):
+        await backend.connect(location, StoreOptions(place=place))
+    await backend.aclose()
+
+
+async def test_a_server_that_never_answers() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        backend = SftpBackend()
+        location = parse(f"sftp://somebody@127.0.0.1:{listener.getsockname()[1]}/")
+        options = StoreOptions(request_timeout_s=0.1, place={"ssh_transport": "asyncssh"})
+        with pytest.raises(Transient, match="seconds"):
+            await backend.connect(location, options)
+        await backend.aclose()
+
+
+# -- lies ----------------------------------------------------------------------------------------------
+
+
+async def test_short_answers_are_completed(server: OurServer, root: Path) -> None:
+    (root / "file").write_bytes(content := noise(100_000))
+    Fickle.short = 1000
+    async with connected(server, root) as store:
+        assert await read(store, "file") == content
+        (loaded,) = await store.read_whole([await store.stat("file")])
+        assert isinstance(loaded, Loaded)
+        assert loaded.data == content
+
+
+async def test_a_file_larger_than_it_is(server: OurServer, root: Path, tmp_path: Path) -> None:
+    """A size that is a lie ends in an error, by every way there is to read."""
+    (root / "file").write_bytes(noise(1000))
+    Fickle.size_lie = 500
+    async with connected(server, root) as store:
+        (entry,) = [each for each in await listing(store) if each.path == "file"]
+        entry = entry._replace(size=1500)
+        with pytest.raises(Changed):
+            await collect(store.read(entry, 0, None))
+        (answer,) = await store.read_whole([entry])
+        assert isinstance(answer, Changed)
+        with (tmp_path / "target").open("wb") as file, pytest.raises(Changed):
+            await store.read_into_file(entry, 0, 1500, file.fileno(), lambda _: None)
+
+
+async def test_a_server_that_keeps_fewer_bytes(server: OurServer, root: Path) -> None:
+    """What was written is measured before it gets its name."""
+    (root / "file").write_bytes(b"old")
+    async with connected(server, root) as store:
+        upload = await begin(store, "file")
+        await upload.write(0, noise(1000))
+        Fickle.size_lie = -1
+        with pytest.raises(FastsyncError):
+            await upload.commit(1000)
+    assert left_in(root) == {"file": b"old"}
+
+
+@pytest.mark.parametrize("name", [b"../x", b"/etc/x", b"a/b", b"..", b"", b"nul\0"])
+async def test_names_that_lead_elsewhere(server: OurServer, root: Path, name: bytes) -> None:
+    """They are told, and never listed; all else is."""
+    (root / "good").write_bytes(b"good")
+    Fickle.names = (name,)
+    async with connected(server, root) as store:
+        pages = [page async for page in store.scan(ScanOptions())]
+    assert [entry.path for page in pages for entry in page.entries] == ["good"]
+    faults = [fault for page in pages for fault in page.faults]
+    assert len(faults) == (name != b"..")
+    assert all(isinstance(fault.error, NameRefused) for fault in faults)
+
+
+async def test_a_name_listed_twice(server: OurServer, root: Path) -> None:
+    (root / "good").write_bytes(b"good")
+    Fickle.names = (b"good",)
+    async with connected(server, root) as store:
+        pages = [page async for page in store.scan(ScanOptions())]
+    assert [entry.path for page in pages for entry in page.entries] == ["good"]
+    assert [fault.path for page in pages for fault in page.faults] == ["good"]
+
+
+# -- refusals ------------------------------------------------------------------------------------------
+
+
+async def test_a_full_disk(server: OurServer, root: Path) -> None:
+    (root / "file").write_bytes(b"old")
+    Fickle.full_after = 10_000
+    async with connected(server, root) as store:
+        with pytest.raises((DestinationFull, FastsyncError)):
+            await write(store, "file", noise(100_000))
+        job = WholeJob(Entry("file", "file", 50_000, MTIME, 0o644), "file", noise(50_000))
+        (answer,) = await store.write_whole([job], WriteOptions())
+        assert isinstance(answer, FastsyncError)
+    assert left_in(root) == {"file": b"old"}
+
+
+async def test_the_old_file_comes_back_when_the_new_one_cannot_come(
+    server: OurServer, root: Path
+) -> None:
+    (root / "file").write_bytes(b"old")
+    with no_extensions():
+        async with connected(server, root) as store:
+            Fickle.refuses_new = True
+            with pytest.raises(FastsyncError):
+                await write(store, "file", b"new")
+            assert left_in(root) == {"file": b"old"}
+            Fickle.refuses_new = False
+            await write(store, "file", b"newer")
+    assert left_in(root) == {"file": b"newer"}
+
+
+async def test_links_where_the_arguments_are_the_other_way_round(
+    server: OurServer, root: Path, tmp_path: Path
+) -> None:
+    """A link made the wrong way round would stand where it points, outside of the root."""
+    async with connected(server, root) as store:
+        outside = tmp_path / "outside"
+        assert await store.make_links([link("link", str(outside))], WriteOptions()) == [None]
+    assert (root / "link").readlink() == outside
+    assert not outside.is_symlink()
+    assert sorted(os.listdir(root)) == ["link"]
+
+
+# -- host keys -----------------------------------------------------------------------------------------
+
+
+async def test_an_unknown_host_key(server: OurServer, root: Path, tmp_path: Path) -> None:
+    """It is refused with its fingerprint and the way to accept it; then it is accepted, and known."""
+    known = tmp_path / "elsewhere" / "known_hosts"
+    place = server.place | {"known_hosts": str(known)}
+    key = asyncssh.read_public_key(tmp_path / "server" / "host_key.pub")
+    location = parse(server.url(root))
+    backend = SftpBackend()
+    with pytest.raises(AccessRefused) as refused:
+        await backend.connect(location, StoreOptions(place=place))
+    assert key.get_fingerprint() in str(refused.value)
+    assert "--accept-new-host-key" in str(refused.value)
+    assert not known.exists()
+    await backend.connect(location, StoreOptions(place=place | {"accept_new_host_key": "true"}))
+    await backend.aclose()
+    assert len(known.read_text().splitlines()) == 1
+    backend = SftpBackend()
+    await backend.connect(location, StoreOptions(place=place))
+    await backend.aclose()
+
+
+@pytest.mark.parametrize("accept", ["true", "false"])
+async def test_a_changed_host_key(
+    server: OurServer, root: Path, tmp_path: Path, accept: str
+) -> None:
+    """It is always refused, and the file of known hosts stays as it is."""
+    other = asyncssh.generate_private_key("ssh-ed25519").export_public_key().decode()
+    known = tmp_path / "known"
+    known.write_text(text := f"[127.0.0.1]:{server.port} {other}")
+    place = server.place | {"known_hosts": str(known), "accept_new_host_key": accept}
+    backend = SftpBackend()
+    with pytest.raises(AccessRefused, match="changed"):
+        await backend.connect(parse(server.url(root)), StoreOptions(place=place))
+    await backend.aclose()
+    assert known.read_text() == text
+
+
+async def test_a_key_that_is_not_let_in(server: OurServer, root: Path, tmp_path: Path) -> None:
+    key = tmp_path / "another"
+    asyncssh.generate_private_key("ssh-ed25519").write_private_key(key)
+    backend = SftpBackend()
+    place = server.place | {"identity": str(key)}
+    with pytest.raises(AccessRefused, match="let nobody in"):
+        await backend.connect(parse(server.url(root)), StoreOptions(place=place))
+    await backend.aclose()

@@ -1,0 +1,173 @@
+"""SFTP messages are cut right however they arrive, and what is no SFTP ends the session."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import Any
+
+import pytest
+
+from fastsync.backend import Buffer
+from fastsync.errors import FastsyncError, Stalled, Transient
+from fastsync_sftp import packets
+from fastsync_sftp.packets import ATTRS, DATA, LOST, NAME, STATUS, BrokenProtocol
+from fastsync_sftp.session import MAX_PACKET, Server, ServerLimits, Session
+
+
+class Wire:
+    """A byte stream that keeps what is sent."""
+
+    def __init__(self) -> None:
+        self.sent = bytearray()
+        self.is_open = True
+        self.unsent = 0
+
+    def write(self, data: list[Buffer]) -> None:
+        for part in data:
+            self.sent += part
+
+    def close(self) -> None:
+        self.is_open = False
+
+
+def message(kind: int, number: int, body: bytes = b"") -> bytes:
+    return struct.pack(">IBI", len(body) + 5, kind, number) + body
+
+
+def begun(stall_timeout_s: float = 60.0) -> tuple[Session, Wire]:
+    session, wire = Session(stall_timeout_s), Wire()
+    session.begin_with(wire, Server(ServerLimits(), {}, 0.0))
+    session.feed(message(2, 3))
+    return session, wire
+
+
+def asked(session: Session, count: int) -> list[tuple[int, Any]]:
+    """Ask so often; the list gets the answers."""
+    got: list[tuple[int, Any]] = []
+
+    def answered(kind: int, body: Any) -> None:
+        got.append((kind, b"".join(body) if isinstance(body, list) else body))
+
+    for _ in range(count):
+        session.submit(packets.on_path(packets.STAT, b"/"), answered)
+    return got
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 5, 9, 13, 1000])
+async def test_answers_in_pieces_of_any_size(step: int) -> None:
+    session, _ = begun()
+    got = asked(session, 3)
+    block = bytes(range(200))
+    stream = message(DATA, 1, struct.pack(">I", len(block)) + block)
+    stream += message(STATUS, 0, struct.pack(">I", 0)) + message(ATTRS, 2, struct.pack(">I", 0))
+    for start in range(0, len(stream), step):
+        session.feed(stream[start : start + step])
+    assert [kind for kind, _ in got] == [DATA, STATUS, ATTRS]
+    assert got[0][1] == block
+    session.close()
+
+
+async def test_requests_leave_together() -> None:
+    session, wire = begun()
+    greeting = len(wire.sent)
+    asked(session, 3)
+    assert len(wire.sent) == greeting
+    await asyncio.sleep(0)
+    one = message(packets.STAT, 0, packets.string(b"/"))
+    assert len(wire.sent) == greeting + 3 * len(one)
+    assert bytes(wire.sent[greeting:]).startswith(one)
+    session.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        message(STATUS, 7, struct.pack(">I", 0)),  # nobody asked
+        struct.pack(">I", MAX_PACKET + 1) + bytes(5),
+        struct.pack(">I", 4) + bytes(5),
+        b"Welcome to this server!\r\n",
+        message(DATA, 0, struct.pack(">I", 3) + b"four"),
+        message(DATA, 0, b"12"),
+    ],
+    ids=("stranger", "long", "short", "greeting", "another-length", "no-length"),
+)
+async def test_what_is_no_sftp_ends_the_session(answer: bytes) -> None:
+    session, wire = begun()
+    got = asked(session, 1)
+    session.feed(answer)
+    assert not session.alive
+    assert not wire.is_open
+    assert [kind for kind, _ in got] == [LOST]
+    assert isinstance(got[0][1], BrokenProtocol)
+
+
+async def test_everybody_hears_of_a_loss_once() -> None:
+    session, _ = begun()
+    got = asked(session, 3)
+    session.lose(Transient("cut"))
+    session.lose(Transient("cut again"))
+    got_late = asked(session, 1)
+    await asyncio.sleep(0)
+    assert [kind for kind, _ in got + got_late] == [LOST] * 4
+    errors = [error for _, error in got]
+    assert len({id(error) for error in errors}) == 3
+    assert {error.message for error in errors} == {"cut"}
+
+
+async def test_silence_is_a_stall_only_where_an_answer_is_due() -> None:
+    session, _ = begun(0.08)
+    await asyncio.sleep(0.2)
+    assert session.alive
+    got = asked(session, 1)
+    await asyncio.sleep(0.3)
+    assert [kind for kind, _ in got] == [LOST]
+    assert isinstance(got[0][1], Stalled)
+
+
+async def test_bytes_that_leave_are_no_stall() -> None:
+    session, wire = begun(0.08)
+    asked(session, 1)
+    for unsent in range(20, 0, -1):
+        wire.unsent = unsent
+        await asyncio.sleep(0.02)
+    assert session.alive
+    session.close()
+
+
+def test_attributes_come_back_as_they_went() -> None:
+    raw = packets.attributes(size=5, owner=(1, 2), mode=0o644, mtime_ns=1_700_000_000_999_999_999)
+    attrs, end = packets.read_attributes(raw)
+    assert end == len(raw)
+    assert attrs == (5, 1, 2, 0o644, 1_700_000_000)
+    some, _ = packets.read_attributes(packets.attributes(mode=0o600))
+    assert some == (None, None, None, 0o600, None)
+
+
+@pytest.mark.parametrize(("mtime_ns", "seconds"), [(-1, 0), (1 << 70, 0xFFFFFFFF), (999, 0)])
+def test_times_that_do_not_fit(mtime_ns: int, seconds: int) -> None:
+    assert packets.seconds_of(mtime_ns) == seconds
+
+
+@pytest.mark.parametrize("cut", range(1, 30))
+def test_names_that_end_in_the_middle(cut: int) -> None:
+    body = struct.pack(">I", 1) + packets.string(b"name") + packets.string(b"long")
+    body += packets.attributes(size=1, mode=0o644)
+    assert packets.read_names(body)[0][0] == b"name"
+    if cut < len(body):
+        with pytest.raises(BrokenProtocol):
+            packets.read_names(body[:-cut])
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        (STATUS, b""),
+        (NAME, b""),
+        (STATUS, struct.pack(">I", 0)),
+        (STATUS, struct.pack(">II", 4, 99)),
+    ],
+)
+def test_no_answer_that_is_wrong_passes(reply: tuple[int, bytes]) -> None:
+    with pytest.raises(FastsyncError):
+        packets.must_be_attributes(reply)
