@@ -15,6 +15,7 @@ from fastsync.backend import (
     Backend,
     Entry,
     Loaded,
+    LocalUpload,
     ScanOptions,
     Sink,
     Source,
@@ -25,6 +26,8 @@ from fastsync.errors import Conflict, NotFound, UsageError
 from fastsync.location import Location, parse
 from fastsync.testing import StoreConformance
 from fastsync_s3.backend import S3Backend
+from fastsync_s3.checksums import Expected
+from fastsync_s3.download import S3Download
 from fastsync_s3.store import S3Store
 
 MIB = 1 << 20
@@ -341,3 +344,46 @@ async def test_a_damaged_cache_costs_only_time(versitygw: S3Server, tmp_path: Pa
         assert told.mtime_ns == MTIME
     finally:
         await backend.aclose()
+
+
+async def test_a_large_download_is_checked_by_what_landed(
+    versitygw: S3Server, tmp_path: Path
+) -> None:
+    """An object that only has an MD5 is read again from the file, in order, before it appears."""
+    import hashlib
+
+    from fastsync.backend import Download, Progress
+    from fastsync.errors import IntegrityError
+    from fastsync_local.backend import LocalBackend
+
+    content = os.urandom(3 * MIB)
+    bucket = await asyncio.to_thread(versitygw.new_bucket)
+    await asyncio.to_thread(versitygw.client.put_object, Bucket=bucket, Key="large", Body=content)
+    backend, local = Placed(versitygw), LocalBackend()
+    try:
+        store = await backend.connect(parse(f"s3://{bucket}/"), StoreOptions())
+        sink = await local.connect(parse(str(tmp_path)), StoreOptions())
+        assert isinstance(store, S3Store)
+        assert isinstance(sink, Sink)
+        (entry,) = await listed(store)
+
+        def ignore(_count: int) -> None:
+            """Nobody looks."""
+
+        progress: Progress = ignore
+        for wanted, passes in ((content, True), (b"other", False)):
+            expected = Expected("MD5", hashlib.md5(wanted, usedforsecurity=False).hexdigest())
+            download: Download = S3Download(store, entry, expected)
+            upload = await sink.upload("large", entry, WriteOptions(), MIB)
+            assert isinstance(upload, LocalUpload)
+            for start in range(0, 3 * MIB, MIB):
+                await download.read_into_file(start, start + MIB, upload.fileno(), progress)
+            if passes:
+                assert await download.verify(upload.fileno())
+            else:
+                with pytest.raises(IntegrityError):
+                    await download.verify(upload.fileno())
+            await upload.abort()
+    finally:
+        await backend.aclose()
+        await local.aclose()
