@@ -81,7 +81,7 @@ def gateway(name: str, program: str, folder: Path, *, tls: bool) -> Iterator[Gat
     else:
         command = [program, "serve", "s3", "--addr", "127.0.0.1:0", "--config", ""]
         command += ["--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", "--disable-multipart-streaming"]
-        command += ["--dir-cache-time", "0s"]  # files come and go without its knowledge
+        command += ["--dir-cache-time", "1ms"]  # files come and go without it; with 0 it hangs
     if files is not None:
         command += ["--cert", str(files[0]), "--key", str(files[1])]
     command += ["posix", str(buckets)] if name == "versitygw" else [str(buckets)]

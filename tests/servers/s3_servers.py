@@ -155,8 +155,8 @@ def running_rclone(folder: Path, tls: Certificate | None = None) -> Iterator[S3S
         find("rclone") or pytest.skip("rclone is not installed"),
         *("serve", "s3", "--addr", "127.0.0.1:0", "--config", ""),
         *("--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", "--disable-multipart-streaming"),
-        # What is written to a folder by hand shows at once.
-        *("--dir-cache-time", "0s", "--vfs-cache-mode", "off"),
+        # What is written to a folder by hand shows at once; with none at all, parallel uploads hang.
+        *("--dir-cache-time", "1ms"),
     ]
     if tls is not None:
         command += ["--cert", str(tls.certificate), "--key", str(tls.key)]
