@@ -57,7 +57,7 @@ _REFRESH_HOLDS_S: Final = 900.0
 _IDLE_S: Final = 15.0
 _MAX_TEXT: Final = 300
 
-_BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
+_BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{2,254}")
 _HOST_LABELS: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _REGION: Final = re.compile(r"[a-z0-9-]{1,63}")
 _DIRECTORY_BUCKET: Final = re.compile(r".*--(?:x|op)-s3")
@@ -753,6 +753,7 @@ _CODES: Final[Mapping[str, _Meaning]] = {
     "InvalidAccessKeyId": _BAD_KEY,
     "InvalidClientTokenId": _BAD_KEY,
     "UnrecognizedClientException": _BAD_KEY,
+    "XAdminUserNotFound": _BAD_KEY,  # versitygw, with status 404
     "SignatureDoesNotMatch": _BAD_SECRET,
     "AuthFailure": _BAD_SECRET,
     "InvalidToken": _BAD_TOKEN,

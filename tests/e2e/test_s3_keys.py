@@ -1,0 +1,148 @@
+"""Keys that no disk would have: byte for byte between buckets, refused one by one towards a disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+from s3_servers import S3Server
+
+if TYPE_CHECKING:
+    from tests.conftest import Fastsync, Picture
+
+# Refused by a disk, each for itself.
+UNSAFE: Final = (
+    "p//double",
+    "p/./dot",
+    "p/../dotdot",
+    "p/d/../../up",
+    "p//",
+    "p/trail/../",
+    "p/a/b",  # for "a" is a file
+    "p/" + "n" * 300,
+)
+SAFE: Final = (
+    "p/a",
+    "p/plus+ %20 %2F #?&=;:@$,'\"!*()[]{}|\\^`~<>",
+    "p/tab\t",
+    "p/N\N{LATIN SMALL LETTER U WITH DIAERESIS}",
+    "p/Nu\N{COMBINING DIAERESIS}",
+    "p/\N{GRINNING FACE}/\N{RIGHT-TO-LEFT OVERRIDE}x",
+    "p/..x",
+    "p/.hidden/.x",
+)
+
+
+@pytest.fixture
+def bucket(fastsync: Fastsync, moto: S3Server) -> str:
+    fastsync.environ |= moto.environ
+    return moto.new_bucket()
+
+
+def keys(server: S3Server, bucket: str) -> list[str]:
+    pages = server.client.get_paginator("list_objects_v2").paginate(Bucket=bucket)
+    return [row["Key"] for page in pages for row in page.get("Contents", [])]
+
+
+def fill(server: S3Server, bucket: str, names: tuple[str, ...]) -> None:
+    for name in names:
+        server.client.put_object(Bucket=bucket, Key=name, Body=name.encode())
+
+
+def test_between_buckets_keys_stay_as_they_are(
+    fastsync: Fastsync, moto: S3Server, bucket: str
+) -> None:
+    names = (*UNSAFE, *SAFE, "p/marker/")
+    fill(moto, bucket, names)
+    other = moto.new_bucket()
+    done = fastsync("sync", f"s3://{bucket}/p", f"s3://{other}/p")
+    assert (done.code, done.stderr) == (0, "")
+    assert sorted(keys(moto, other)) == sorted(names)
+    for name in names:
+        assert moto.client.get_object(Bucket=other, Key=name)["Body"].read() == name.encode()
+    again = fastsync("sync", "--delete", "--json", f"s3://{bucket}/p", f"s3://{other}/p")
+    total = json.loads(again.stdout.splitlines()[-1])
+    assert (total["copied"], total["deleted"], total["exit_code"]) == (0, 0, 0)
+
+
+def test_a_whole_bucket_with_keys_that_begin_with_a_slash(
+    fastsync: Fastsync, moto: S3Server, bucket: str, tmp_path: Path
+) -> None:
+    fill(moto, bucket, ("/lead", "//two", "plain"))
+    other = moto.new_bucket()
+    assert fastsync("sync", f"s3://{bucket}", f"s3://{other}") == (0, "", "")
+    assert sorted(keys(moto, other)) == ["//two", "/lead", "plain"]
+    done = fastsync("sync", "--summarize", f"s3://{bucket}", "here")
+    assert done.code == 1
+    assert "Copied: 1 files" in done.stdout
+    assert "Failed: 2 files" in done.stdout
+    assert os.listdir(tmp_path / "here") == ["plain"]
+
+
+def test_towards_a_disk_each_is_refused_and_counted(
+    fastsync: Fastsync,
+    moto: S3Server,
+    bucket: str,
+    picture: Callable[..., Picture],
+    tmp_path: Path,
+) -> None:
+    fill(moto, bucket, (*UNSAFE, *SAFE))
+    inner = tmp_path / "outer/inner"
+    inner.mkdir(parents=True)
+    for delete in ((), ("--delete",)):
+        done = fastsync("sync", "--json", *delete, f"s3://{bucket}/p", inner)
+        total = json.loads(done.stdout.splitlines()[-1])
+        assert (done.code, total["failed"]) == (1, len(UNSAFE)), done.stdout
+        files = {name for name, shot in picture(inner).items() if shot.kind == "file"}
+        assert files == {key.removeprefix("p/") for key in SAFE}
+        assert os.listdir(tmp_path / "outer") == ["inner"]
+
+
+def test_markers_of_directories(
+    fastsync: Fastsync, moto: S3Server, bucket: str, tmp_path: Path
+) -> None:
+    """An empty object whose key ends in "/" is a directory on a disk; one with content is refused."""
+    moto.client.put_object(Bucket=bucket, Key="p/empty/", Body=b"")
+    moto.client.put_object(Bucket=bucket, Key="p/", Body=b"")
+    moto.client.put_object(Bucket=bucket, Key="p/x", Body=b"x")
+    assert fastsync("sync", f"s3://{bucket}/p", "here") == (0, "", "")
+    assert sorted(os.listdir(tmp_path / "here")) == ["empty", "x"]
+    assert (tmp_path / "here/empty").is_dir()
+    # Up again: the marker stays, and nothing is to do.
+    again = fastsync("sync", "--delete", "--json", "here", f"s3://{bucket}/p")
+    total = json.loads(again.stdout.splitlines()[-1])
+    assert (total["copied"], total["deleted"]) == (0, 0)
+    assert keys(moto, bucket) == ["p/", "p/empty/", "p/x"]
+    moto.client.put_object(Bucket=bucket, Key="p/full/", Body=b"content")
+    assert fastsync("sync", f"s3://{bucket}/p", "here").code == 1
+    assert sorted(os.listdir(tmp_path / "here")) == ["empty", "x"]
+    assert fastsync("rm", "-R", f"s3://{bucket}/p/") == (0, "", "")
+    assert keys(moto, bucket) == []
+
+
+def test_keys_of_a_thousand_bytes(
+    fastsync: Fastsync, moto: S3Server, bucket: str, tmp_path: Path
+) -> None:
+    longest = "/".join(["d" * 200] * 5) + "/" + "x" * 19
+    assert len(longest) == 1024
+    (tmp_path / "x").write_text("x")
+    assert fastsync("cp", "x", f"s3://{bucket}/{longest}") == (0, "", "")
+    assert fastsync("cp", "-R", f"s3://{bucket}", "here") == (0, "", "")
+    assert (tmp_path / "here" / longest).read_text() == "x"
+    done = fastsync("cp", "x", f"s3://{bucket}/{longest}y")
+    assert (done.code, "1024" in done.stderr) == (1, True)
+
+
+def test_names_that_are_not_utf8_do_not_go_up(
+    fastsync: Fastsync, moto: S3Server, bucket: str, tmp_path: Path
+) -> None:
+    (tmp_path / "src").mkdir()
+    for name in (b"latin\xfc", b"ok"):
+        Path(os.fsdecode(os.fsencode(tmp_path / "src") + b"/" + name)).write_bytes(name)
+    done = fastsync("sync", "src", f"s3://{bucket}")
+    assert (done.code, "UTF-8" in done.stderr) == (1, True)
+    assert keys(moto, bucket) == ["ok"]
