@@ -387,6 +387,15 @@ class Downloads(Protocol):
         ...
 
 
+@runtime_checkable
+class SeeksSome(Protocol):
+    """A source of which some files can only be read from the beginning, whatever its limits say."""
+
+    async def is_seekable(self, entry: Entry) -> bool:
+        """True when ranges of exactly this version can be read, in any order. Raises Changed, Vanished."""
+        ...
+
+
 class Loaded(NamedTuple):
     """A small file in memory: its entry, completed by what reading it told (mtime, mode), and its bytes,
     checked against every digest that came with them."""
@@ -511,7 +520,7 @@ class LocalUpload(Protocol):
     """An upload whose bytes land in a local file."""
 
     def fileno(self) -> int:
-        """A descriptor to write at any offset until commit or abort."""
+        """A descriptor to read and write at any offset until commit or abort."""
         ...
 
     def covers(self, start: int, stop: int) -> None:
@@ -649,3 +658,10 @@ def offers(store: object, ability: type[_Ability]) -> TypeGuard[_Ability]:
     if answer is None:
         answer = _offered[key] = isinstance(store, ability)
     return answer
+
+
+async def reads_ranges(source: Source, entry: Entry) -> bool:
+    """Whether this file can be read from the middle, and so in parts. May ask the store."""
+    if not source.limits.seekable_reads:
+        return False
+    return not offers(source, SeeksSome) or await source.is_seekable(entry)

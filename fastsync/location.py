@@ -43,9 +43,20 @@ class Location:
         return self.path.endswith("/") or self.path.rpartition("/")[2] in ("", ".", "..")
 
     @property
+    def stands_alone(self) -> bool:
+        """True where a file is only known by its whole address, not as a name in the directory above: on
+        the web, for the query, and for what redirects make of it."""
+        return self.scheme in _WEB and not self.is_directory_like
+
+    @property
     def name(self) -> str:
-        """The last component, "" for a place written with a trailing slash."""
-        return self.path.rpartition("/")[2]
+        """The last component, "" for a place written with a trailing slash. Of a web address it is
+        decoded, unless that would make more than one name of it."""
+        name = self.path.rpartition("/")[2]
+        if self.scheme not in _WEB or "%" not in name:
+            return name
+        decoded = _unquote(name, errors="surrogateescape")
+        return name if "/" in decoded or "\0" in decoded or decoded in (".", "..") else decoded
 
     def child(self, relative: str) -> Location:
         """The place of `relative`, a path as listings give it, below this one."""

@@ -29,6 +29,7 @@ from fastsync.backend import (
     Source,
     closing,
     offers,
+    reads_ranges,
 )
 from fastsync.budget import Budget
 from fastsync.config import BUILT_IN, Resolved
@@ -210,7 +211,7 @@ class _Cat:
         entry = await named(store)
         if entry.kind != "file":
             raise UsageError("it is a directory", where=str(place))
-        if place.query:  # only the whole URL means it
+        if place.stands_alone:
             return _File(store, entry)
         return _File(
             await session.open(place.parent(), follow=True), entry._replace(path=place.name)
@@ -246,11 +247,17 @@ class _Cat:
         self.totals.current = {file.where: entry.size or 0}
         if offers(source, LocalFiles) and entry.size is not None:
             await self._begin_local(await source.open_file(entry), file)
-        elif entry.size is None or not source.limits.seekable_reads:
+        elif entry.size is None or not await self._reads_ranges(file):
             await self._stream(file)
         else:
             await self._begin_ranges(file, *self._range(entry.size))
         await self._queue.put(_Piece(file.where, -1, 0, 0, self._ended))
+
+    async def _reads_ranges(self, file: _File) -> bool:
+        async def ask(_attempt: int) -> bool:
+            return await reads_ranges(file.source, file.entry)
+
+        return await self._patiently(ask)
 
     def _ended(self) -> None:
         self.totals.files_copied += 1

@@ -198,8 +198,8 @@ class Session:
 
     async def reach(self, location: Location) -> tuple[Source, str]:
         """The store of the directory that holds a place, and the name in it: where a link is a link.
-        A place that is a root, or written as a directory, is its own store and has no name."""
-        if location.is_directory_like or location.query:
+        A place that is a root, written as a directory, or on the web, is its own store and has no name."""
+        if location.is_directory_like or location.stands_alone:
             return await self.open(location), ""
         return await self.open(location.parent()), location.name
 

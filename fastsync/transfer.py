@@ -42,6 +42,7 @@ from fastsync.backend import (
     WritesFromFile,
     closing,
     offers,
+    reads_ranges,
 )
 from fastsync.budget import Budget
 from fastsync.errors import Changed, FastsyncError, IntegrityError, Unsupported, from_os_error
@@ -136,11 +137,16 @@ async def transfer(
     """
     route = choose_route(entry, source, sink, lanes.chunk_size)
     chunk = lanes.chunk_size
+    in_one = route == "parts" and not await persistently(
+        lambda: reads_ranges(source, entry), lanes.may_retry
+    )
+    if in_one:
+        route = "stream"
     if route == "stream":
         chunk = min(chunk, max(READ_BUFFER, lanes.memory.limit // STREAM_PARTS))
     part_size = part_size_for(entry.size, chunk, sink.limits)
     download: Download | None = None
-    if route != "stream" and offers(source, Downloads):
+    if (route != "stream" or in_one) and offers(source, Downloads):
         download = await persistently(lambda: source.open_download(entry), lanes.may_retry)
         entry = download.entry
     if entry.mtime_ns is None and entry.stored_ns is not None:
@@ -151,7 +157,10 @@ async def transfer(
     with _noted(sink, path, upload, lanes):
         try:
             move = _Move(source, download, upload, entry, lanes, progress)
-            if route == "stream" or entry.size is None:
+            if in_one and entry.size is not None and offers(upload, LocalUpload):
+                size = entry.size
+                await move.parts(size)  # a single one, which moves as parts do
+            elif route == "stream" or entry.size is None:
                 grid = Grid(part_size, entry.size is None, sink.limits.max_part)
                 size = await move.stream(grid)
             else:

@@ -23,6 +23,7 @@ from fastsync.backend import (
     Sink,
     Source,
     WriteOptions,
+    closing,
     offers,
 )
 from fastsync.engine import Budgets, Engine, Work
@@ -37,7 +38,7 @@ from fastsync.errors import (
 from fastsync.filters import Filter
 from fastsync.location import Location
 from fastsync.names import path_key
-from fastsync.plan import Comparison, DeleteGate, Rules, Step, plan
+from fastsync.plan import Comparison, DeleteGate, PlanPage, Rules, Step, plan
 from fastsync.session import Request, Session
 from fastsync.settings import Settings
 from fastsync.wildcards import Wildcard, find, something
@@ -345,10 +346,11 @@ def _files(
     standing = [old._replace(path=entry.path) for entry, old in pairs if old is not None]
     for listing in (entries, standing):
         listing.sort(key=lambda entry: path_key(entry.path + "/" * (entry.kind == "dir")))
+    pages = plan(_one_page(entries), _one_page(standing), rules)
     return Work(
         source,
         sink,
-        plan(_one_page(entries), _one_page(standing), rules),
+        _as_itself(pages) if source.location.stands_alone else pages,
         write_options(request.settings, sink),
         rename=None if name is None else lambda _path: name,
         differ=rules.attributes_differ,
@@ -359,12 +361,31 @@ def _files(
 
 async def file(session: Session, store: Source, target: Location) -> Work:
     """One file, which the user named, to exactly `target`."""
-    name, to = store.location.name, target.name
-    source = await session.open(store.location.parent(), follow=True)
+    to = target.name
+    source, name = await _directory(session, store), store.location.name
     sink = await session.open_sink(target.parent())
     standing = await standing_for_file(sink, to, (source.address().rstrip("/"), name))
     entry = (await store.stat("", follow=True))._replace(path=name)
     return _files(session.request, source, sink, [(entry, standing)], to)
+
+
+async def _directory(session: Session, store: Source) -> Source:
+    """The store that reads the file at `store`: its directory's, where that knows it."""
+    location = store.location
+    if location.stands_alone:
+        return store
+    return await session.open(location.parent(), follow=True)
+
+
+async def _as_itself(pages: AsyncIterator[PlanPage]) -> AsyncIterator[PlanPage]:
+    """Actions on a file of which the store is the file: it goes by a name, and is read without one."""
+    async with closing(pages) as planned:
+        async for page in planned:
+            for actions in (page.now, page.later, page.skips):
+                actions[:] = [
+                    action._replace(entry=action.entry._replace(path="")) for action in actions
+                ]
+            yield page
 
 
 async def _one_page(entries: list[Entry]) -> AsyncGenerator[Page, None]:
@@ -482,13 +503,12 @@ class Works:
             self.comparison = comparison_for(self._request.settings, part.source, part.sink)
 
     async def _add_file(self, store: Source, entry: Entry, place: Location) -> None:
-        session, parent, name = self._session, store.location.parent(), store.location.name
         if not self._claim(store, place, is_directory=False):
             return
-        if (part := self._files.get(parent)) is None:
-            source = await session.open(parent, follow=True)
-            sink = await session.open_sink(place.parent())
-            part = self._files[parent] = _Part(source, sink, [])
+        source, name = await _directory(self._session, store), store.location.name
+        if (part := self._files.get(source.location)) is None:
+            sink = await self._session.open_sink(place.parent())
+            part = self._files[source.location] = _Part(source, sink, [])
             self._append(part)
         address = part.source.address().rstrip("/")
         standing = await standing_for_file(part.sink, place.name, (address, name))

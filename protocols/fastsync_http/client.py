@@ -1,0 +1,384 @@
+"""Requests to web servers: who is asked in whose name, redirects under our rules, and failures.
+
+Addresses are looked into by httpx, one at a time, and redirects followed by hand (`Client.probe`); bodies,
+pages and all that comes in numbers go by `fastsync.wire`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import socket
+import ssl
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+
+from fastsync.backend import StoreOptions
+from fastsync.errors import (
+    AccessRefused,
+    FastsyncError,
+    IntegrityError,
+    PermissionRefused,
+    Stalled,
+    Transient,
+    UsageError,
+)
+from fastsync.wire import MAX_BODY, Origin, Outgoing, Reply, Wire, WireOptions
+from fastsync_http.answers import Representation, content_range, describe, error_of
+from fastsync_http.identity import Identity
+from fastsync_http.targets import MAX_REDIRECTS, REDIRECTS, Target, is_public, redirected
+
+if TYPE_CHECKING:
+    import httpx
+
+T = TypeVar("T")
+
+_IDLE_S: Final = 30.0
+_FIRST_PAUSE_S: Final = 0.1
+_LONGEST_PAUSE_S: Final = 20.0
+# Servers that connections are kept to; redirects may lead to many.
+_MAX_WIRES: Final = 32
+# The rest of an answer that is read so that its connection can be used again.
+_MAX_REST: Final = 64 << 10
+# A range is refused like this by servers that do not know ranges, or files that have no byte 0.
+_WITHOUT_RANGE: Final = (400, 405, 406, 416, 501)
+
+
+class Found(NamedTuple):
+    """Where an address led, and what is there."""
+
+    target: Target
+    media_type: str
+    what: Representation
+
+
+class _Way:
+    """A wire and how many use it now."""
+
+    __slots__ = ("users", "wire")
+
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
+        self.users = 0
+
+
+class Client:
+    """The way to the servers of one place, in one name."""
+
+    def __init__(self, identity: Identity, options: StoreOptions) -> None:
+        self._identity = identity
+        self._options = options
+        self._streams = options.streams
+        self._ways: dict[Origin, _Way] = {}
+        self._probes: dict[tuple[str | None, bool], httpx.AsyncClient] = {}
+        self._public: dict[str, bool | None] = {}
+        self._lines: dict[tuple[Origin, bool], str] = {}
+        self._proxies: dict[Origin, str | None] = {}
+
+    @property
+    def streams(self) -> int:
+        return self._streams
+
+    # -- requests ------------------------------------------------------------------------------------
+
+    def outgoing(
+        self, method: str, target: Target, headers: Mapping[str, str] | None = None
+    ) -> Outgoing:
+        """A request without a body."""
+        key = (target.origin, target.own)
+        lines = self._lines.get(key)
+        if lines is None:
+            if len(self._lines) > _MAX_WIRES:
+                self._lines.clear()
+            lines = self._lines[key] = "".join(
+                f"{name}: {value}\r\n" for name, value in self._headers(target)
+            )
+        more = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
+        proxy = self._proxy(target.origin)
+        # A proxy of plain HTTP is told the whole address (RFC 9112, 3.2.2).
+        by_proxy = proxy is not None and target.origin.scheme == "http"
+        line = target.url if by_proxy else target.request
+        head = f"{method} {line} HTTP/1.1\r\n{lines}{more}\r\n"
+        return Outgoing(head.encode("utf-8", "surrogateescape"), is_head=method == "HEAD")
+
+    def _headers(self, target: Target) -> list[tuple[str, str]]:
+        """The lines of every request there. Only the user's own origin hears what is the user's."""
+        lines = [
+            ("Host", target.origin.authority),
+            ("User-Agent", "fastsync"),
+            ("Accept", "*/*"),
+            ("Accept-Encoding", "identity"),
+        ]
+        if target.own:
+            given = {name.lower() for name, _ in self._identity.headers}
+            lines = [line for line in lines if line[0].lower() not in given]
+            lines += self._identity.headers
+        proxy = self._proxy(target.origin)
+        if proxy is not None and target.origin.scheme == "http":
+            if (pair := _proxy_authorization(proxy)) is not None:
+                lines.append(("Proxy-Authorization", pair))
+        return lines
+
+    def _proxy(self, origin: Origin) -> str | None:
+        if origin not in self._proxies:
+            if len(self._proxies) > 1024:
+                self._proxies.clear()
+            self._proxies[origin] = _proxy_for(origin)
+        return self._proxies[origin]
+
+    @contextlib.contextmanager
+    def wire(self, origin: Origin) -> Iterator[Wire]:
+        """Connections to a server, for the length of the block."""
+        way = self._ways.get(origin)
+        if way is None:
+            options = self._options
+            way = self._ways[origin] = _Way(
+                Wire(
+                    origin,
+                    WireOptions(
+                        connections=self._streams,
+                        connect_timeout_s=options.request_timeout_s,
+                        request_timeout_s=options.request_timeout_s,
+                        stall_timeout_s=options.stall_timeout_s,
+                        idle_s=_IDLE_S,
+                        send_buffer=options.tcp_send_buffer,
+                        recv_buffer=options.tcp_recv_buffer,
+                        congestion_control=options.congestion_control,
+                        proxy=self._proxy(origin),
+                    ),
+                )
+            )
+        way.users += 1
+        try:
+            yield way.wire
+        finally:
+            way.users -= 1
+
+    async def trim(self) -> None:
+        """Let go of servers that nobody uses, if there are many."""
+        if len(self._ways) > _MAX_WIRES:
+            for origin in [origin for origin, way in self._ways.items() if not way.users]:
+                await self._ways.pop(origin).wire.aclose()
+
+    async def ask(
+        self,
+        method: str,
+        target: Target,
+        headers: Mapping[str, str] | None = None,
+        most: int = MAX_BODY,
+    ) -> Reply:
+        """One small exchange; redirects and failures are answers too. Raises FastsyncError."""
+        with self.wire(target.origin) as wire:
+            return await wire.ask(self.outgoing(method, target, headers), most=most)
+
+    async def ask_all(
+        self, origin: Origin, requests: Sequence[Outgoing], most: int = MAX_BODY
+    ) -> list[Reply | FastsyncError]:
+        """Many small exchanges with one server at once; the answer has one item per request."""
+        with self.wire(origin) as wire:
+            return await wire.ask_all(requests, width=self._streams, most=most)
+
+    async def patiently(self, call: Callable[[], Awaitable[T]]) -> T:
+        """What nobody else would try again."""
+        attempt = 0
+        while True:
+            try:
+                return await call()
+            except Transient as error:
+                if attempt >= self._options.retries:
+                    raise
+                pause = min(_FIRST_PAUSE_S * 2.0**attempt, _LONGEST_PAUSE_S)
+                pause *= random.uniform(0.5, 1.0)
+                if error.retry_after_s is not None:
+                    pause = min(error.retry_after_s, 60.0)
+            await asyncio.sleep(pause)
+            attempt += 1
+
+    async def aclose(self) -> None:
+        """Close every connection. Idempotent."""
+        ways, self._ways = self._ways, {}
+        for way in ways.values():
+            await way.wire.aclose()
+        probes, self._probes = self._probes, {}
+        for probe in probes.values():
+            await probe.aclose()
+
+    # -- looking ---------------------------------------------------------------------------------------
+
+    async def probe(self, target: Target, where: str) -> Found:
+        """Follow redirects to a file and ask for its first byte, which tells more, and more reliably,
+        than HEAD: the whole size, and whether there are ranges. Raises FastsyncError."""
+        ranged = True
+        hops = 0
+        while True:
+            status, headers = await self._look(target, ranged=ranged)
+            if status in REDIRECTS:
+                hops += 1
+                if hops > MAX_REDIRECTS:
+                    raise PermissionRefused(
+                        f"more than {MAX_REDIRECTS} redirects, one after the other", where=where
+                    )
+                following = redirected(target, headers.get("location"))
+                await self._check_hop(target.origin, following.origin, where)
+                target, ranged = following, True
+                continue
+            if status in _WITHOUT_RANGE and ranged:
+                ranged = False
+                continue
+            if status not in (200, 206):
+                raise error_of(status, headers, where)
+            try:
+                what = describe(status, headers)
+                if status == 206 and content_range(headers)[:2] != (0, 1):
+                    what = what._replace(has_ranges=False)
+            except IntegrityError as error:
+                if not ranged:
+                    raise error.at(where) from None
+                ranged = False  # what it says of ranges makes no sense: without, then
+                continue
+            await self.trim()
+            return Found(target, headers.get("content-type") or "", what)
+
+    async def _look(self, target: Target, *, ranged: bool) -> tuple[int, httpx.Headers]:
+        """Status and headers of a GET. Raises FastsyncError."""
+        import httpx
+
+        request = [(name.encode(), value.encode()) for name, value in self._headers(target)]
+        if ranged:
+            request.append((b"Range", b"bytes=0-0"))
+        try:
+            async with asyncio.timeout(2 * self._options.request_timeout_s):
+                client = self._probe_client(target.origin)
+                async with client.stream("GET", target.url, headers=request) as response:
+                    await _finish(response)
+                    return response.status_code, response.headers
+        except TimeoutError as error:
+            raise Stalled("the server does not answer", where=str(target.origin)) from error
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            raise _as_ours(error, target) from error
+
+    def _probe_client(self, origin: Origin) -> httpx.AsyncClient:
+        import httpx
+
+        proxy = self._proxy(origin)
+        is_tls = origin.scheme == "https"
+        client = self._probes.get((proxy, is_tls))
+        if client is None:
+            # Loading the system's certificates takes a while. Without them nothing is trusted.
+            context = (
+                ssl.create_default_context() if is_tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            )
+            try:
+                client = httpx.AsyncClient(
+                    verify=context,
+                    proxy=proxy,
+                    timeout=self._options.request_timeout_s,
+                    limits=httpx.Limits(max_connections=self._streams, keepalive_expiry=_IDLE_S),
+                    follow_redirects=False,
+                    trust_env=False,
+                    headers={},
+                )
+            except (ValueError, ImportError, httpx.InvalidURL) as error:
+                raise UsageError("the proxy's address is not understood") from error
+            self._probes[proxy, is_tls] = client
+        return client
+
+    async def _check_hop(self, start: Origin, to: Origin, where: str) -> None:
+        """A server on the Internet has no business in our own network: it would have us fetch what only
+        we can reach. Raises PermissionRefused."""
+        if start.host == to.host:
+            return
+        if await self._is_public(start.host) and await self._is_public(to.host) is False:
+            raise PermissionRefused(
+                f"a redirect from the Internet to the private address {to.host}",
+                where=where,
+                hint="if that is meant, name it yourself",
+            )
+
+    async def _is_public(self, host: str) -> bool | None:
+        """Whether all addresses of a host are public; None where they cannot be looked up."""
+        if host not in self._public:
+            if len(self._public) > 1024:
+                self._public.clear()
+            try:
+                loop = asyncio.get_running_loop()
+                found = await loop.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+                self._public[host] = all(is_public(str(each[4][0])) for each in found)
+            except (OSError, UnicodeError, ValueError):
+                return None
+        return self._public[host]
+
+
+async def _finish(response: httpx.Response) -> None:
+    """Read what is left of a short answer; a longer one costs its connection."""
+    told = response.headers.get("content-length", "")
+    if told.isdecimal() and len(told) < 9 and int(told) <= _MAX_REST:
+        async for _ in response.aiter_raw():
+            pass
+
+
+def _as_ours(error: Exception, target: Target) -> FastsyncError:
+    """What a failure of httpx means."""
+    import httpx
+
+    where = str(target.origin)
+    for cause in _causes(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return AccessRefused(
+                f"the server's certificate is not trusted: {cause.verify_message}",
+                where=where,
+                hint="SSL_CERT_FILE names certificates to trust",
+            )
+        if isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN:
+            return AccessRefused(
+                f"there is no host {target.origin.host}", where=where, hint="check the name"
+            )
+    if isinstance(error, httpx.TimeoutException):
+        return Stalled("the server does not answer", where=where)
+    if isinstance(error, httpx.ProxyError):
+        return AccessRefused("the proxy does not let us through", where=where)
+    if isinstance(error, httpx.LocalProtocolError | httpx.InvalidURL):
+        return UsageError("a header or an address that cannot be sent", where=where)
+    if isinstance(error, httpx.RemoteProtocolError) and "disconnected" not in str(error):
+        return IntegrityError("the server's answer is not HTTP/1.1", where=where)
+    return Transient(f"the connection failed: {type(error).__name__}", where=where)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    one: BaseException | None = error
+    for _ in range(8):
+        if one is None:
+            return
+        yield one
+        one = one.__cause__ or one.__context__
+
+
+def _proxy_for(origin: Origin) -> str | None:
+    """The proxy that the environment (or the system, where it has such a setting) names."""
+    if sys.platform not in ("darwin", "win32") and not any(
+        name.lower() in ("http_proxy", "https_proxy", "all_proxy") for name in os.environ
+    ):
+        return None
+    from urllib.request import getproxies, proxy_bypass
+
+    if proxy_bypass(origin.authority):
+        return None
+    found = getproxies()
+    proxy = found.get(origin.scheme) or found.get("all")
+    if not proxy or "://" in proxy:
+        return proxy or None
+    return "http://" + proxy.removeprefix("//")
+
+
+def _proxy_authorization(proxy: str) -> str | None:
+    import base64
+    from urllib.parse import unquote, urlsplit
+
+    parts = urlsplit(proxy)
+    if parts.username is None:
+        return None
+    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return f"Basic {base64.b64encode(pair.encode()).decode()}"

@@ -1,0 +1,295 @@
+"""One version of a file on its way: whole or in ranges, and what its bytes must add up to."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from fastsync.backend import READ_BUFFER, Buffer, Entry, Progress, closing
+from fastsync.errors import Changed, FastsyncError, IntegrityError, NotFound, Transient, Vanished
+from fastsync.wire import Headers, Reply
+from fastsync_http.answers import Representation, describe, error_of, require_range, require_same
+from fastsync_http.client import Found
+from fastsync_http.digests import Expected, Hasher
+from fastsync_http.targets import REDIRECTS
+
+if TYPE_CHECKING:
+    from fastsync_http.store import HttpStore
+
+_Check: TypeAlias = Callable[[int, Headers], None]
+_Take: TypeAlias = Callable[[memoryview], None]
+
+# How a server says that an address which it redirected to, and signed, is good no more.
+_EXPIRED: Final = (401, 403, 404, 410)
+
+
+class HttpDownload:
+    """See `Download`. The first answer, or the look before it, says what all the others must agree with."""
+
+    def __init__(self, store: HttpStore, entry: Entry, found: Found | None) -> None:
+        self.entry = entry
+        self._store = store
+        self._where = store.where(entry.path)
+        self._found = found
+        self._what = None if found is None else found.what
+        # What came in order from the beginning is added up on its way.
+        self._hasher: Hasher | None = None
+        self._hashed = 0
+        # How far parts came that broke off, by where they begin.
+        self._reached: dict[int, int] = {}
+        self._goes_on = True
+
+    # -- requests and answers ----------------------------------------------------------------------------
+
+    def _is_whole(self, start: int, stop: int | None) -> bool:
+        return start == 0 and stop in (None, self.entry.size)
+
+    def _conditions(self, start: int, stop: int | None) -> dict[str, str]:
+        """The headers that ask for these bytes of this version."""
+        if self._is_whole(start, stop):
+            return {}
+        headers = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"}
+        if self._what is not None and self._what.strong is not None:
+            headers["If-Range"] = self._what.strong
+        return headers
+
+    def _take_head(self, start: int, stop: int | None, status: int, headers: Headers) -> bool:
+        """Look at the head of a success: it must be of the version that is read. False when it is the
+        whole file, though a range was asked for. Raises Changed, IntegrityError."""
+        where = self._where
+        is_whole = self._is_whole(start, stop)
+        if status == 206:
+            if is_whole:
+                raise IntegrityError("the server sends a range that nobody asked for", where=where)
+            end = self.entry.size if stop is None else stop
+            assert end is not None
+            require_range(self._what or _as_listed(self.entry), start, end, headers, where)
+            return True
+        now = describe(status, headers)
+        require_same(self.entry, now, where)
+        if self.entry.size is not None and now.size is None and "content-encoding" in headers:
+            raise Changed("the server has begun to encode it", where=where)
+        if self._what is None:
+            self._what = now
+        elif self._what.etag is not None and now.etag != self._what.etag:
+            raise Changed(
+                "it came with another ETag: the file changed, or mirrors differ", where=where
+            )
+        return is_whole
+
+    async def _resolve(self, reply: Reply) -> bool:
+        """Find the way again: a redirect that was not met yet, or one to an address that has expired.
+        Raises Changed if it leads to another version."""
+        store, found = self._store, self._found
+        is_expired = reply.status in _EXPIRED and store.is_elsewhere(self.entry.path, found)
+        if reply.status not in REDIRECTS and not is_expired:
+            return False
+        fresh = await store.find_again(self.entry.path, found)
+        require_same(self.entry, fresh.what, self._where)
+        if self._what is not None and self._what.etag != fresh.what.etag:
+            raise Changed("its ETag is another now", where=self._where)
+        self._found, self._what = fresh, self._what or fresh.what
+        return True
+
+    # -- into a file -------------------------------------------------------------------------------------
+
+    async def read_into_file(self, start: int, stop: int, fd: int, progress: Progress) -> None:
+        """See `Download.read_into_file`. A part that broke off goes on where it was, where versions can
+        be told apart."""
+        position = self._reached.pop(start, start)
+        if position > start:
+            progress(position - start)
+        if position >= stop:
+            return
+        if position < self._hashed:
+            self._hashed = -1  # bytes come again that are added up already
+        held = position
+
+        def check(status: int, headers: Headers) -> None:
+            if self._take_head(position, stop, status, headers):
+                return
+            if self._is_whole(start, stop):
+                self._goes_on = False
+                raise Transient("the server cannot go on where it broke off")
+            raise Changed("the server ignores the range that was asked for")
+
+        def take(piece: memoryview) -> None:
+            nonlocal held
+            self._add_up(held, piece)
+            held += len(piece)
+
+        try:
+            await self._receive(position, stop, fd, check, progress, take)
+        except Transient:
+            if self._goes_on and self._what is not None and self._what.strong is not None:
+                self._reached[start] = held
+            raise
+        except Changed:
+            # Mirrors that differ agree with themselves: the next look reads it in one piece.
+            self._store.read_in_one(self.entry.path)
+            raise
+
+    async def _receive(
+        self, start: int, stop: int, fd: int, check: _Check, progress: Progress, take: _Take
+    ) -> None:
+        store, length = self._store, stop - start
+        is_again = False
+        while True:
+            target = store.target_for(self.entry.path, self._found)
+            request = store.client.outgoing("GET", target, self._conditions(start, stop))
+            try:
+                with store.client.wire(target.origin) as wire:
+                    reply = await wire.receive_into_file(
+                        request, fd, start, length, check=check, progress=progress, digest=take
+                    )
+            except FastsyncError as error:
+                raise _at(error, self._where) from error
+            if reply.status in (200, 206):
+                return
+            if is_again or not await self._resolve(reply):
+                raise _refused(reply, self._where)
+            is_again = True
+
+    # -- in order ----------------------------------------------------------------------------------------
+
+    async def read(self, start: int, stop: int | None) -> AsyncIterator[Buffer]:
+        """See `Download.read`. None reads to the end; all of a file is checked there."""
+        if stop is not None and start >= stop:
+            return
+        is_all = self._is_whole(start, stop)
+        if self._found is None and not is_all:
+            self._found = await self._store.find(self.entry.path)
+            require_same(self.entry, self._found.what, self._where)
+            self._what = self._found.what
+        # Without ranges, or a way to tell versions apart: from the beginning, dropping what comes first.
+        in_one = is_all or (self._what is not None and not self._what.is_seekable)
+        is_again = False
+        while True:
+            try:
+                async with closing(self._read(start, stop, in_one=in_one)) as buffers:
+                    async for buffer in buffers:
+                        yield buffer
+            except _Refusal as refusal:
+                if is_again or not await self._resolve(refusal.reply):
+                    raise _refused(refusal.reply, self._where) from None
+                is_again = True
+                continue
+            except FastsyncError as error:
+                raise _at(error, self._where) from error
+            break
+        if is_all and (expected := self._expected) is not None:
+            expected.check((self._hasher or expected.hasher()).hexdigest(), self._where)
+
+    async def _read(self, start: int, stop: int | None, *, in_one: bool) -> AsyncIterator[Buffer]:
+        store, size = self._store, self.entry.size
+        first, last = (0, None) if in_one else (start, stop)
+        position = first
+
+        def check(status: int, headers: Headers) -> None:
+            nonlocal position
+            if not self._take_head(first, last, status, headers):
+                position = 0
+
+        self._hasher, self._hashed = None, 0
+        target = store.target_for(self.entry.path, self._found)
+        request = store.client.outgoing("GET", target, self._conditions(first, last))
+        with store.client.wire(target.origin) as wire:
+            received = wire.receive(request, check=check, refused=_Refusal)
+            async with closing(received) as buffers:
+                async for buffer in buffers:
+                    self._add_up(position, buffer)
+                    begin, position = position, position + len(buffer)
+                    if size is not None and position > size:
+                        raise Changed(f"more than the {size} bytes that were listed came")
+                    end = position if stop is None else min(position, stop)
+                    if max(begin, start) < end:
+                        yield buffer[max(begin, start) - begin : end - begin]
+                    if stop is not None and position >= stop and stop != size:
+                        return
+        wanted = size if stop is None else stop
+        if wanted is not None and position < wanted:
+            raise Changed(f"{position} bytes came, {wanted} were listed")
+
+    # -- digests -----------------------------------------------------------------------------------------
+
+    @property
+    def _expected(self) -> Expected | None:
+        """What the user knows counts more than what the server says."""
+        if self._store.checksum is not None:
+            return self._store.checksum
+        return None if self._what is None else self._what.expected
+
+    def _add_up(self, position: int, piece: memoryview) -> None:
+        """Called in threads, but for one `position` by one alone."""
+        if position != self._hashed or (expected := self._expected) is None:
+            return
+        if self._hasher is None:
+            if position:
+                return  # what came before was not added up
+            self._hasher = expected.hasher()
+        self._hasher.update(piece)
+        self._hashed += len(piece)
+
+    async def verify(self, fd: int | None) -> bool:
+        """See `Download.verify`."""
+        expected, size = self._expected, self.entry.size or 0
+        if expected is None:
+            return False
+        if not size:
+            found = expected.hasher().hexdigest()
+        elif self._hasher is not None and self._hashed == size:
+            found = self._hasher.hexdigest()
+        elif fd is not None:
+            found = await asyncio.get_running_loop().run_in_executor(
+                None, _digest, expected.hasher(), fd, size
+            )
+        elif self._store.checksum is None:
+            return False
+        else:
+            raise IntegrityError(
+                "parts that arrive side by side cannot be checked on their way to this place",
+                where=self._where,
+                hint="with --parallel-streams 1 they come in order",
+            )
+        expected.check(found, self._where)
+        return True
+
+
+class _Refusal(FastsyncError):
+    """An answer that is no success; never leaves this module."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__("refused")
+        self.reply = reply
+
+
+def _as_listed(entry: Entry) -> Representation:
+    return Representation(entry.size, entry.mtime_ns, entry.version)
+
+
+def _refused(reply: Reply, where: str) -> FastsyncError:
+    error = error_of(reply.status, reply.headers, where)
+    if isinstance(error, NotFound):
+        return Vanished("it is gone since it was listed", where=where)
+    return error
+
+
+def _at(error: FastsyncError, where: str) -> FastsyncError:
+    """The same failure, told of the file: the wire knows only the server."""
+    error.where = where
+    return error
+
+
+def _digest(hasher: Hasher, fd: int, size: int) -> str:
+    """What a file adds up to, read again in order. Blocks."""
+    block = memoryview(bytearray(min(READ_BUFFER, size)))
+    position = 0
+    while position < size:
+        count = os.preadv(fd, [block[: size - position]], position)
+        if not count:
+            break
+        hasher.update(block[:count])
+        position += count
+    return hasher.hexdigest()
