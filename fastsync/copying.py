@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 
 from fastsync.engine import Work
-from fastsync.errors import FastsyncError, ListingError, UsageError
+from fastsync.errors import FastsyncError, IntegrityError, ListingError, Transient, UsageError
 from fastsync.events import Totals
 from fastsync.session import Place, Request, Session, all_located, located
 from fastsync.tally import Summary
 from fastsync.wildcards import find
-from fastsync.works import Works, comparison_for, engine_for, file, into, is_directory, named, tree
+from fastsync.works import (
+    Works,
+    comparison_for,
+    engine_for,
+    file,
+    into,
+    is_directory,
+    named,
+    tree,
+    untrusted,
+)
 
 
 async def run_sync(source: Place, destination: Place, request: Request) -> Summary:
@@ -30,6 +40,8 @@ async def run_sync(source: Place, destination: Place, request: Request) -> Summa
             store = await session.open(location, follow=follow)
             try:
                 entry = await named(store)
+            except (Transient, IntegrityError) as error:
+                raise untrusted(error, store) from error
             except ListingError as error:
                 if settings.ignore_missing_args:
                     request.observer.note(f"skipped, it does not exist: {location}")
@@ -38,7 +50,7 @@ async def run_sync(source: Place, destination: Place, request: Request) -> Summa
                     "the source does not exist", where=str(location), hint="nothing was deleted"
                 ) from error
             if entry.kind == "dir":
-                work = await tree(session, store, target, is_sync=True)
+                work = await tree(session, store, target, is_sync=True, root=entry)
             else:
                 if target.is_directory_like or await is_directory(session, target):
                     target = into(target, location)

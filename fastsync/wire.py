@@ -28,7 +28,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from fastsync.backend import READ_BUFFER, Buffer, Progress
 from fastsync.errors import (
@@ -150,8 +150,16 @@ class Reply(NamedTuple):
     body: bytes
 
 
+# Sends a request with this head, and tells of the bytes of its body.
+_Send: TypeAlias = Callable[[socket.socket, bytes, Callable[[int], None]], None]
+
+
 class _Dead(Exception):
     """A connection ended before an answer began; never leaves this module."""
+
+
+class _Disk(Exception):
+    """Our own file could not be written, by the OSError that is its cause; never leaves this module."""
 
 
 class _Head(NamedTuple):
@@ -213,6 +221,7 @@ class _Chunks:
     def __init__(self) -> None:
         self._line = bytearray()
         self._left = 0
+        self._trailer = 0
         self._state = "size"
         self.done = False
         self.excess = b""
@@ -253,7 +262,11 @@ class _Chunks:
             if line:
                 raise IntegrityError("the server's answer has a chunk that is too long")
             self._state = "size"
-        elif not line:
+        elif line:
+            self._trailer += len(line)
+            if self._trailer > MAX_HEAD:
+                raise IntegrityError("the server's answer has a trailer without end")
+        else:
             self.done = True
 
 
@@ -276,7 +289,11 @@ class _Connection:
         self._head: _Head | None = None
         self._chunks: _Chunks | None = None
         self._body = bytearray()
+        self._interim = 0  # bytes of heads that were not the answer's
         self._active = 0.0
+        self._received = 0
+        # What had come of the answer when its rate was looked at last, None before it begins.
+        self._looked: tuple[float, int] | None = None
         self._reads = False
         self._writes = False
 
@@ -288,7 +305,8 @@ class _Connection:
     ) -> None:
         """Begin a small exchange; `done` is told how it ended, from the event loop."""
         self._request, self._most, self._done = request, most, done
-        self._head = self._chunks = None
+        self._head = self._chunks = self._looked = None
+        self._interim = self._received = 0
         self._active = time.monotonic()
         self._wire.active.add(self)
         if not self._reads:
@@ -336,16 +354,19 @@ class _Connection:
             self.close()
             return
         self._active = time.monotonic()
+        self._received += len(data)
         try:
             if not data:
                 self._on_end()
                 return
             self._take(data)
             while self._pending():
-                self._take(self.sock.recv(_SMALL))
+                data = self.sock.recv(_SMALL)
+                self._received += len(data)
+                self._take(data)
         except (ssl.SSLWantReadError, BlockingIOError):
             return
-        except (FastsyncError, OSError) as error:
+        except (FastsyncError, OSError, _Dead) as error:
             self._end(error)
 
     def _pending(self) -> bool:
@@ -365,25 +386,27 @@ class _Connection:
 
     def _take(self, data: bytes) -> None:
         head = self._head
-        if head is None:
+        while head is None:
             if self._data:
                 self._data += data
                 data = bytes(self._data)
             end = data.find(b"\r\n\r\n")
+            if (len(data) if end < 0 else end) > MAX_HEAD:
+                raise IntegrityError("the head of the server's answer is too long")
             if end < 0:
-                if len(data) > MAX_HEAD:
-                    raise IntegrityError("the head of the server's answer is too long")
                 self._data = bytearray(data)
                 return
             self._data = bytearray()
             request = self._request
             assert request is not None
-            head = _parse_head(data[:end], request.is_head)
+            told = _parse_head(data[:end], request.is_head)
             data = data[end + 4 :]
-            if head.status < 200:
-                if data:
-                    self._take(data)
-                return
+            if told.status < 200:
+                self._interim += end
+                if self._interim > MAX_HEAD:
+                    raise IntegrityError("the server goes on without an answer")
+                continue
+            head = told
             length = head.length
             if length is not None and not head.chunked:
                 if length > self._most:
@@ -437,6 +460,14 @@ class _Connection:
         patience = options.stall_timeout_s if begun or self._out else options.request_timeout_s
         if now - self._active > patience:
             self._over(Stalled(f"the server was silent for {patience:g} s"), keeps=False)
+        elif self._looked is None:
+            if self._received:
+                self._looked = now, self._received
+        elif now - self._looked[0] >= options.stall_timeout_s:
+            if self._received - self._looked[1] < options.min_rate * options.stall_timeout_s:
+                self._over(_too_slow(options), keeps=False)
+            else:
+                self._looked = now, self._received
 
     def detach(self) -> None:
         """Hand the socket to a thread."""
@@ -446,6 +477,10 @@ class _Connection:
         if self._writes:
             self._writes = False
             self._loop.remove_writer(self.fd)
+
+    def fail(self, error: FastsyncError) -> None:
+        """End the exchange."""
+        self._over(error, keeps=False)
 
     def abandon(self) -> None:
         """Nobody waits for the exchange any more."""
@@ -459,14 +494,16 @@ class _Connection:
 
     def is_fresh(self) -> bool:
         """False when the server has closed it, or sent what nobody asked for."""
+        if self._tls:  # which cannot be peeked into
+            return not _has_come(self.sock)
         try:
             self.sock.setblocking(False)
-            data = self.sock.recv(1, socket.MSG_PEEK) if not self._tls else None
-        except (BlockingIOError, ssl.SSLWantReadError):
+            self.sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
             return True
         except OSError:
-            return False
-        return data is None
+            pass
+        return False
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -571,7 +608,10 @@ class Wire:
     async def _connect(self) -> _Connection:
         sock = await self._connect_again() if self._known is not None else None
         if sock is None:
-            sock = await self._in_thread(self._open_socket, undo=socket.socket.close)
+            opening = _Opening()
+            sock = await self._in_thread(
+                lambda: self._open_socket(opening), opening.give_up, socket.socket.close
+            )
         if self._closed:
             sock.close()
             raise Transient("the connection was closed", where=str(self.origin))
@@ -600,8 +640,8 @@ class Wire:
             raise
         return sock
 
-    def _open_socket(self) -> socket.socket:
-        """A connected socket, non-blocking. Blocks; raises FastsyncError."""
+    def _open_socket(self, opening: _Opening) -> socket.socket:
+        """A connected socket, non-blocking. Blocks until `opening` is given up; raises FastsyncError."""
         options, origin = self.options, self.origin
         where = str(origin)
         proxy = _parse_proxy(options.proxy) if options.proxy else None
@@ -619,6 +659,7 @@ class Wire:
             family, kind, protocol, _, address = place
             sock = socket.socket(family, kind, protocol)
             try:
+                opening.now(sock)
                 self._tune(sock)
                 sock.settimeout(options.connect_timeout_s)
                 sock.connect(address)
@@ -626,6 +667,8 @@ class Wire:
                     _tunnel(sock, origin, proxy)
                 if origin.scheme == "https":
                     sock = self._secure(sock)
+                    opening.now(sock)
+                    sock.do_handshake()
                 elif proxy is None:
                     self._known = time.monotonic(), place
                 sock.setblocking(False)
@@ -667,7 +710,8 @@ class Wire:
                 name = options.congestion_control.encode()
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name)
 
-    def _secure(self, sock: socket.socket) -> socket.socket:
+    def _secure(self, sock: socket.socket) -> ssl.SSLSocket:
+        """TLS over a socket, but for the handshake."""
         context = self._context
         if context is None:
             try:
@@ -681,7 +725,9 @@ class Wire:
                 context.check_hostname = False
                 context.verify_mode = ssl.CERT_NONE
             self._context = context
-        return context.wrap_socket(sock, server_hostname=self.origin.host)
+        return context.wrap_socket(
+            sock, server_hostname=self.origin.host, do_handshake_on_connect=False
+        )
 
     async def _in_thread(
         self,
@@ -697,7 +743,10 @@ class Wire:
         except asyncio.CancelledError:
             if on_cancel is not None:
                 on_cancel()
-            await asyncio.wait([future])
+            # However often we are cancelled: what it works with must not be closed under its hands.
+            while not future.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([future])
             if not future.cancelled() and future.exception() is None and undo is not None:
                 undo(future.result())
             raise
@@ -709,7 +758,7 @@ class Wire:
             self._ticker.cancel()
             self._ticker = None
         for connection in [*self.active]:
-            connection.abandon()
+            connection.fail(Transient("the connection was closed", where=str(self.origin)))
         for connection in [*self._idle]:
             connection.close()
         threads, self._threads = self._threads, None
@@ -750,6 +799,8 @@ class Wire:
 
         Requests are taken as connections get free. An error is one item's answer.
         """
+        if self._is_proxied:
+            requests = map(self._through_proxy, requests)
         batch = _Batch(self, iter(requests), width if callable(width) else lambda: width, most)
         try:
             return await batch.run()
@@ -792,7 +843,10 @@ class Wire:
                     digest(piece)
                 count = len(piece)
                 while piece:
-                    written = os.pwrite(fd, piece, position)
+                    try:
+                        written = os.pwrite(fd, piece, position)
+                    except OSError as error:
+                        raise _Disk from error
                     position += written
                     piece = piece[written:]
                 body.tell(count)
@@ -810,11 +864,11 @@ class Wire:
         A server that answers before it has heard all of it is listened to.
         """
 
-        def send(sock: socket.socket, tell: Callable[[int], None]) -> None:
+        def send(sock: socket.socket, head: bytes, tell: Callable[[int], None]) -> None:
             if isinstance(sock, ssl.SSLSocket):
-                self._send_by_buffer(sock, request.head, fd, start, stop, tell)
+                self._send_by_buffer(sock, head, fd, start, stop, tell)
                 return
-            _send_all(sock, memoryview(request.head), socket.MSG_MORE if stop > start else 0)
+            _send_all(sock, memoryview(head), socket.MSG_MORE if stop > start else 0)
             position = start
             while position < stop:
                 count = os.sendfile(sock.fileno(), fd, position, min(stop - position, 8 << 20))
@@ -900,14 +954,29 @@ class Wire:
             task.cancel()
             await asyncio.wait([task])
 
+    @property
+    def _is_proxied(self) -> bool:
+        """True when a proxy is told of each request where it goes, rather than of the connection."""
+        return self.options.proxy is not None and self.origin.scheme == "http"
+
+    def _through_proxy(self, request: Outgoing) -> Outgoing:
+        """The request as a proxy takes it: with the whole URL (RFC 9112, 3.2.2)."""
+        proxy = _parse_proxy(self.options.proxy or "")
+        line, _, rest = request.head.partition(b"\r\n")
+        method, _, target = line.partition(b" ")
+        head = f"{method.decode()} {self.origin}".encode() + target + b"\r\n"
+        return request._replace(head=head + proxy.authorization.encode() + rest)
+
     async def _by_thread(
         self,
         request: Outgoing,
         take: Callable[[_Body], Reply],
         progress: Progress,
-        send: Callable[[socket.socket, Callable[[int], None]], None] | None = None,
+        send: _Send | None = None,
     ) -> Reply:
         """A whole exchange by a thread over a blocking socket."""
+        if self._is_proxied:
+            request = self._through_proxy(request)
         fresh = False
         while True:
             connection = await self._acquire(fresh=fresh)
@@ -917,6 +986,10 @@ class Wire:
                 if not connection.used or fresh or not request.repeatable:
                     raise self._error(error) from error
                 fresh = True
+            except _Disk as error:
+                cause = error.__cause__
+                assert isinstance(cause, OSError)
+                raise from_os_error(cause) from cause  # the place is the caller's to name
             except (FastsyncError, OSError) as error:
                 raise self._error(error) from error
 
@@ -926,7 +999,7 @@ class Wire:
         request: Outgoing,
         take: Callable[[_Body], Reply],
         progress: Progress,
-        send: Callable[[socket.socket, Callable[[int], None]], None] | None,
+        send: _Send | None,
     ) -> Reply:
         connection.detach()
         sock = connection.sock
@@ -950,11 +1023,13 @@ class Wire:
                     if request.body:
                         _send_all(sock, memoryview(request.body))
                 else:
-                    send(sock, tell)
+                    send(sock, request.head, tell)
             except (BrokenPipeError, ConnectionResetError) as error:
                 refused = error  # perhaps it has said why
             except (BlockingIOError, ssl.SSLWantWriteError) as error:
-                raise Stalled("the server takes no more bytes") from error
+                if not _has_come(sock):
+                    raise Stalled("the server takes no more bytes") from error
+                refused = error
             _set_timeouts(sock, self.options.request_timeout_s)
             with self._buffer() as block:
                 body = _Body(self, sock, request.is_head, block, tell, refused)
@@ -1013,7 +1088,8 @@ class _Body:
             sock.setblocking(False)
             self._poll = select.poll()
             self._poll.register(sock, select.POLLIN)
-        data = bytearray()
+        data, interim = bytearray(), 0
+        deadline = time.monotonic() + self._patience_s
         while True:
             end = data.find(b"\r\n\r\n")
             if end >= 0:
@@ -1021,12 +1097,19 @@ class _Body:
                 del data[: end + 4]
                 if self.head.status >= 200:
                     break
+                interim += end
+                if interim > MAX_HEAD:
+                    raise IntegrityError("the server goes on without an answer")
                 continue
             if len(data) > MAX_HEAD:
                 raise IntegrityError("the head of the server's answer is too long")
+            if data and time.monotonic() > deadline:
+                raise _too_slow(self._options)
             try:
                 count = self._receive(block)
             except OSError as error:
+                if data:
+                    raise Transient("the connection broke within the answer") from error
                 raise _Dead from (refused or error)
             if not count:
                 if data:
@@ -1091,7 +1174,7 @@ class _Body:
             window += len(data)
             if (now := time.monotonic()) >= window_ends:
                 if window < self._options.min_rate * self._options.stall_timeout_s:
-                    raise Stalled(f"the server sends less than {self._options.min_rate} bytes/s")
+                    raise _too_slow(self._options)
                 window_ends, window = now + self._options.stall_timeout_s, 0
             if chunks is not None:
                 yield from chunks.feed(data)
@@ -1167,13 +1250,17 @@ class _Batch:
             return self._again.popleft()
         if self._exhausted:
             return None
-        try:
-            request = next(self._requests)
-        except StopIteration:
-            self._exhausted = True
-            return None
-        self._answers.append(None)
-        return len(self._answers) - 1, request
+        while True:
+            try:
+                request = next(self._requests)
+            except StopIteration:
+                self._exhausted = True
+                return None
+            except FastsyncError as error:  # one that cannot be made
+                self._answers.append(error)
+                continue
+            self._answers.append(None)
+            return len(self._answers) - 1, request
 
     def _widen(self) -> None:
         """Put more connections to work, as far as there is work and they may."""
@@ -1273,9 +1360,20 @@ class _Batch:
             connection.abandon()
 
 
+def _too_slow(options: WireOptions) -> Stalled:
+    return Stalled(f"the server sends less than {options.min_rate} bytes/s")
+
+
 def _send_all(sock: socket.socket, data: memoryview, flags: int = 0) -> None:
     while data:
         data = data[sock.send(data, flags) :]
+
+
+def _has_come(sock: socket.socket) -> bool:
+    """True when there are bytes to be read."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _set_timeouts(sock: socket.socket, seconds: float) -> None:
@@ -1296,6 +1394,25 @@ def _shut(sock: socket.socket) -> None:
                 os_sock.close()
         else:
             sock.shutdown(socket.SHUT_RDWR)
+
+
+class _Opening:
+    """A connection that a thread is about to make, and that another may lose interest in."""
+
+    def __init__(self) -> None:
+        self._sock: socket.socket | None = None
+        self._given_up = False
+
+    def now(self, sock: socket.socket) -> None:
+        """This is the socket that is waited for. Raises Transient if nobody wants it any more."""
+        self._sock = sock
+        if self._given_up:
+            raise Transient("the connection is not wanted any more")
+
+    def give_up(self) -> None:
+        self._given_up = True
+        if self._sock is not None:
+            _shut(self._sock)
 
 
 class _Proxy(NamedTuple):

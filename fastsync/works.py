@@ -30,8 +30,11 @@ from fastsync.engine import Budgets, Engine, Work
 from fastsync.errors import (
     Conflict,
     FastsyncError,
+    IntegrityError,
     ListingError,
     NotFound,
+    PermissionRefused,
+    Transient,
     Unsupported,
     UsageError,
 )
@@ -272,8 +275,10 @@ async def tree(
     *,
     is_sync: bool,
     wild: Wildcard | None = None,
+    root: Entry | None = None,
 ) -> Work:
-    """Everything below one place, or what a wildcard means of it, to another."""
+    """Everything below one place, or what a wildcard means of it, to another. `root` is what stands at
+    the place, if the caller has looked already."""
     request = session.request
     settings = request.settings
     sink = await session.open_sink(target)
@@ -290,10 +295,13 @@ async def tree(
         ours = wild.scan(source, read_options, needs_recursion=True)
         ours = something(ours, f"{source.location}{wild.pattern}")
         theirs = wild.scan(sink, dataclasses.replace(sink_options, recursive=takes_all))
-    if not is_sync:
+    if is_sync:
+        ours, theirs = _whole(ours, source), _whole(theirs, sink)
+    else:
         rules = dataclasses.replace(rules, delete=False, conflict_hint=None)
         ours = _or_fault(ours)
-    root = None if wild else await source.stat("", follow=True)
+    if root is None and wild is None:
+        root = await source.stat("", follow=True)
     is_new = root is not None and standing is None and isinstance(sink, KeepsDirectories)
     if root and is_new and isinstance(sink, KeepsDirectories) and not settings.dry_run:
         # So that an empty source, too, gives what was asked for.
@@ -317,6 +325,29 @@ async def tree(
 
 def _settled(rules: Rules) -> Decide:
     return lambda entry, old: rules.decide(entry, old, is_settled=True)
+
+
+def untrusted(error: FastsyncError, store: Source) -> FastsyncError:
+    """What the failure of a look at a place means for whoever has to know all of it."""
+    if not isinstance(error, (Transient, IntegrityError, PermissionRefused, NotFound)):
+        return error
+    found = ListingError(
+        f"it could not be listed to its end: {error.message}",
+        where=error.where or str(store.location),
+        hint=error.hint,
+    )
+    found.__cause__ = error
+    return found
+
+
+async def _whole(pages: AsyncIterator[Page], store: Source) -> AsyncIterator[Page]:
+    """A listing that is worth nothing unless it comes to its end."""
+    try:
+        async with closing(pages) as listed:
+            async for page in listed:
+                yield page
+    except FastsyncError as error:
+        raise untrusted(error, store) from error
 
 
 async def _or_fault(pages: AsyncIterator[Page]) -> AsyncIterator[Page]:

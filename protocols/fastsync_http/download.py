@@ -79,10 +79,12 @@ class HttpDownload:
             )
         return is_whole
 
-    async def _resolve(self, reply: Reply) -> bool:
-        """Find the way again: a redirect that was not met yet, or one to an address that has expired.
-        Raises Changed if it leads to another version."""
-        store, found = self._store, self._found
+    async def _resolve(self, reply: Reply, found: Found | None) -> bool:
+        """Find the way again that was `found`: a redirect that was not met yet, or one to an address that
+        has expired. Raises Changed if it leads to another version."""
+        store = self._store
+        if found is not self._found:  # another part has been faster
+            return True
         is_expired = reply.status in _EXPIRED and store.is_elsewhere(self.entry.path, found)
         if reply.status not in REDIRECTS and not is_expired:
             return False
@@ -137,7 +139,8 @@ class HttpDownload:
         store, length = self._store, stop - start
         is_again = False
         while True:
-            target = store.target_for(self.entry.path, self._found)
+            found = self._found
+            target = store.target_for(self.entry.path, found)
             request = store.client.outgoing("GET", target, self._conditions(start, stop))
             try:
                 with store.client.wire(target.origin) as wire:
@@ -148,7 +151,7 @@ class HttpDownload:
                 raise _at(error, self._where) from error
             if reply.status in (200, 206):
                 return
-            if is_again or not await self._resolve(reply):
+            if is_again or not await self._resolve(reply, found):
                 raise _refused(reply, self._where)
             is_again = True
 
@@ -167,12 +170,13 @@ class HttpDownload:
         in_one = is_all or (self._what is not None and not self._what.is_seekable)
         is_again = False
         while True:
+            found = self._found
             try:
                 async with closing(self._read(start, stop, in_one=in_one)) as buffers:
                     async for buffer in buffers:
                         yield buffer
             except _Refusal as refusal:
-                if is_again or not await self._resolve(refusal.reply):
+                if is_again or not await self._resolve(refusal.reply, found):
                     raise _refused(refusal.reply, self._where) from None
                 is_again = True
                 continue

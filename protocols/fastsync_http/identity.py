@@ -105,10 +105,11 @@ def _read_private(path: str) -> str:
         raise ConfigError(
             f"the header file cannot be read: {error.strerror}", where=path
         ) from error
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):  # open() takes no directories
+        os.close(fd)
+        raise ConfigError("the header file is no regular file", where=path)
     with open(fd, "rb") as file:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise ConfigError("the header file is no regular file", where=path)
         if status.st_mode & 0o077:
             raise ConfigError(
                 "others can read the header file", where=path, hint=f"chmod 600 {path}"

@@ -19,6 +19,7 @@ _MAX_ADDRESS: Final = 16 << 10
 _PATH: Final = "/%!$&'()*+,;=:@~-._"
 _QUERY: Final = _PATH + "?"
 _STRAY: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_NO_HOST: Final = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?//(?:[/?#]|$)", re.IGNORECASE)
 _CONTROL: Final = re.compile(r"[\x00-\x20\x7f]")
 
 
@@ -99,6 +100,8 @@ def redirected(target: Target, told: str | None) -> Target:
         raise PermissionRefused("the server redirects to no address", where=where)
     # Header bytes beyond ASCII arrive as Latin-1; what they are meant as is UTF-8.
     text = told.encode("latin-1", "replace").decode("utf-8", "surrogateescape")
+    if _NO_HOST.match(text):  # urljoin() would take it for a path here
+        raise PermissionRefused("the server redirects to no address", where=where)
     try:
         parts = urlsplit(urljoin(target.url, text))
         port = parts.port

@@ -75,6 +75,7 @@ _REGION_IN_HOST: Final = re.compile(
     r"(?:.*\.)?s3(?:-fips)?[.-](?:dualstack\.)?([a-z]+(?:-[a-z]+)+-[0-9]+)\..*"
 )
 _SECURITY_HINT: Final = "name a profile with --aws-profile or AWS_PROFILE, or log in again"
+_NO_CREDENTIALS: Final = "there are no credentials for S3"
 _NO_CREDENTIALS_HINT: Final = (
     "name a profile with --aws-profile or AWS_PROFILE, set AWS_ACCESS_KEY_ID and"
     " AWS_SECRET_ACCESS_KEY, or use --no-sign-request for public buckets"
@@ -430,7 +431,7 @@ class Control:
             session = await self._opened_session()
             found = await session.get_credentials()
             if found is None:
-                raise AccessRefused("there are no credentials for S3", hint=_NO_CREDENTIALS_HINT)
+                raise AccessRefused(_NO_CREDENTIALS, hint=_NO_CREDENTIALS_HINT)
             key, secret, token = (await found.get_frozen_credentials())[:3]
         self._credentials = Credentials(key, secret, token)
         self._check_at = time.monotonic() + _CHECK_EVERY_S
@@ -764,6 +765,7 @@ _CODES: Final[Mapping[str, _Meaning]] = {
     "IllegalLocationConstraintException": _OTHER_REGION,
     "PreconditionFailed": _CHANGED,
     "ConditionalRequestConflict": _Meaning(Transient, "somebody else wrote at the same time"),
+    "ErrDirectoryNotEmpty": _Meaning(Conflict, "the directory is not empty"),  # versitygw
     "OperationAborted": _Meaning(Transient, "somebody else changes the bucket"),
     "BucketAlreadyExists": _Meaning(Conflict, "the bucket exists, and may be somebody else's"),
     "BucketAlreadyOwnedByYou": _TAKEN,
@@ -962,6 +964,8 @@ def from_botocore(error: Exception, where: str, action: str) -> FastsyncError | 
     said = _cut(str(error))
     if isinstance(error, its.ProfileNotFound | its.InvalidConfigError | its.ConfigNotFound):
         return ConfigError(said, where=where)
+    if isinstance(error, its.NoCredentialsError):
+        return AccessRefused(_NO_CREDENTIALS, where=where, hint=_NO_CREDENTIALS_HINT)
     if isinstance(error, its.SSLError):
         return AccessRefused(said, where=where, hint="AWS_CA_BUNDLE names certificates to trust")
     if isinstance(error, its.ConnectTimeoutError | its.ReadTimeoutError):

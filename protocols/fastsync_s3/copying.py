@@ -18,6 +18,7 @@ from fastsync_s3.documents import (
     parse_tagging,
 )
 from fastsync_s3.guards import guard
+from fastsync_s3.metadata import Lookup
 from fastsync_s3.objects import as_read_error, attribute_headers, completed, entry_of, known_of
 from fastsync_s3.plane import Call, values
 from fastsync_s3.signing import encode_path, encode_query
@@ -104,7 +105,7 @@ class ServiceCopy:
             there.append(Entry(job.path, "file", None, None))
         heads = await sink.heads([entry for entry in there if isinstance(entry, Entry)])
         answers: list[FastsyncError | None] = [None] * len(jobs)
-        calls: list[tuple[int, Call]] = []
+        calls: list[tuple[int, CopyJob, Call]] = []
         for index, (job, head) in enumerate(zip(jobs, heads, strict=True)):
             if isinstance(head, FastsyncError):
                 answers[index] = (
@@ -123,13 +124,18 @@ class ServiceCopy:
                 headers = self._replaced(head, job.entry)
                 source = CopyJob(entry, job.path)
                 headers |= self._source_headers(sink, source)
-                calls.append((index, Call("PUT", sink.key_of(job.path), (), headers)))
+                calls.append((index, source, Call("PUT", sink.key_of(job.path), (), headers)))
             except FastsyncError as error:
                 answers[index] = error
-        replies = await sink.plane.ask_all([call for _, call in calls])
-        for (index, _), reply in zip(calls, replies, strict=True):
+        replies = await sink.plane.ask_all([call for *_, call in calls])
+        known = []
+        for (index, source, call), reply in zip(calls, replies, strict=True):
             if isinstance(reply, FastsyncError):
                 answers[index] = reply
+            else:
+                # Some servers (versitygw) leave LastModified as it was: what is remembered would hold.
+                known.append(self._known(source, call.headers, reply))
+        await sink.attributes.remember(row for row in known if row is not None)
         return answers
 
     # -- one call ------------------------------------------------------------------------------------
@@ -163,7 +169,7 @@ class ServiceCopy:
         headers["x-amz-metadata-directive"] = "REPLACE"
         return headers
 
-    def _known(self, job: CopyJob, head: Headers, reply: Reply) -> Known | None:
+    def _known(self, job: CopyJob, head: Lookup, reply: Reply) -> Known | None:
         result = parse_copy(reply.body)
         entry = completed(job.entry._replace(path=job.path, version=result.etag), head)
         entry = entry._replace(stored_ns=result.last_modified_ns)

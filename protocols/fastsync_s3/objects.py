@@ -13,6 +13,7 @@ from fastsync_s3.attributes import Known
 from fastsync_s3.metadata import (
     MODE_HEADER,
     MTIME_HEADER,
+    Lookup,
     format_mode,
     format_mtime,
     read_attributes,
@@ -72,7 +73,7 @@ def etag_of(headers: Headers) -> str | None:
     return None if etag is None else etag.removeprefix("W/").strip('"')
 
 
-def completed(entry: Entry, headers: Headers) -> Entry:
+def completed(entry: Entry, headers: Lookup) -> Entry:
     """The entry with what the headers of a GET or HEAD say of the file."""
     known = read_attributes(headers)
     return entry._replace(mtime_ns=known.mtime_ns, mode=known.mode)

@@ -47,6 +47,8 @@ _PLAIN_PATH: Final = re.compile(r"[A-Za-z0-9\-_.~/]*")
 _PLAIN: Final = re.compile(r"[A-Za-z0-9\-_.~]*")
 _REGION: Final = re.compile(r"[A-Za-z0-9\-_.]+")
 _AUTHORITY: Final = re.compile(r"[A-Za-z0-9\-_.~:\[\]%]+")
+_PLAIN_WIRE: Final = re.compile(r"[^\s\0]+ [^\s\0]+ HTTP/1\.1\r\n(?:[^\s\0:]+: [^\s\0]+\r\n)*")
+_REQUEST: Final = re.compile(r"[^\s\0]+ [^\s\0]+")
 _LINE_BREAKING: Final = re.compile(r"[\r\n\0]")
 _HEADER_NAME: Final = re.compile(r"[a-z0-9!#$%&'*+.^_`|~\-]+")  # RFC 9110 5.6.2, in lower case
 _MAX_SHAPES: Final = 256
@@ -253,8 +255,9 @@ class Signer:
         shape = self._shapes.get(names) or self._shape(names)
         headers = "".join([f"{name}: {value}\r\n" for name, value in values.items()])
         wire = f"{request_line} HTTP/1.1\r\n{headers}"
-        # Three words and then two a line: nothing breaks out, nothing has to be normalized.
-        is_plain = len(wire.split()) == 3 + 2 * len(names) and "\0" not in wire
+        # As many lines as there are headers, and one word a value: nothing breaks out, nothing has to
+        # be normalized.
+        is_plain = wire.count("\r\n") == 1 + len(names) and _PLAIN_WIRE.fullmatch(wire) is not None
         if not is_plain:
             _check(request_line, values)
         return wire, shape, is_plain
@@ -271,7 +274,7 @@ class Signer:
 
 
 def _check(request_line: str, values: Mapping[str, str]) -> None:
-    if len(request_line.split()) != 2 or "\0" in request_line:
+    if not _REQUEST.fullmatch(request_line):
         raise UsageError("the path or query of a request is not encoded", where=request_line)
     for name, value in values.items():
         if _LINE_BREAKING.search(value):

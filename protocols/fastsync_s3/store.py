@@ -190,6 +190,8 @@ class S3Store:
             return await self._fetch(query._replace(token=None))
         except NotFound as error:
             raise ListingError("the bucket does not exist", where=self.where("")) from error
+        except IntegrityError as error:
+            raise ListingError(error.message, where=self.where("")) from error
         page = parse_list(reply.body, bucket=plane.bucket, version=1 if plane.lists_v1 else 2)
         token: str | None = None
         if page.is_truncated:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import click
 import pytest
+from s3_servers import S3Server, reset_moto
 
 from fastsync.cli.group import VERBS, Verbs
 from fastsync.cli.options import resolved
@@ -34,6 +35,7 @@ SANDBOX: Final[Mapping[str, str | bytes | Path]] = {
     "b.txt": "two",
     "report.pdf": b"%PDF-1.7\n" + bytes(70_000),
     "backup/old.txt": "there before",
+    "big.iso": bytes(300_000),
     "big/disk.img": bytes(300_000),
     "docs/CLI.md": "# The command",
     "docs/deeper/notes.txt": "notes",
@@ -51,6 +53,25 @@ SANDBOX: Final[Mapping[str, str | bytes | Path]] = {
     "mnt/slow/": "",
     "tmp/photos/gone.jpg": "not in photos any more",
 }
+# The same, of s3:// places.
+BUCKETS: Final[Mapping[str, Mapping[str, bytes]]] = {
+    "bucket": {
+        "backup.tar": bytes(10_240),  # the end of an archive with nothing in it
+        "in/a.csv": b"1,2",
+        "logs.tar": bytes(10_240),
+        "logs/2024-05/may.gz": b"may",
+        "logs/2024/may.gz": b"may",
+        "logs/may.gz": b"may",
+        "photos/gone.jpg": b"not in photos any more",
+        "report.pdf": b"%PDF-1.7",
+        "what?.txt": b"what",
+    },
+    "here": {"x1": b"x"},
+    "there": {},
+}
+VERSION: Final = "3HL4kqtJlcpXr"  # of s3://bucket/report.pdf
+# Programs of examples, and what does for them.
+OTHERS: Final = {"pg_dump": "echo dump of $1", "zstd": "cat"}
 
 
 class Block(NamedTuple):
@@ -114,6 +135,11 @@ def moved_into(sandbox: Path, text: str) -> str:
 
 LINES: Final = [line for page in PAGES for line in commands(page)]
 _REMOTE: Final = re.compile(r"(?<![\w.])(?:s3|sftp|https?)://")
+_BUCKET: Final = re.compile(r"(?<![\w.])s3://")
+_ELSEWHERE: Final = re.compile(r"(?<![\w.])(?:sftp|https?)://")
+S3_LINES: Final = [
+    line for line in LINES if _BUCKET.search(line.text) and not _ELSEWHERE.search(line.text)
+]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +159,37 @@ def test_a_command_that_is_shown_runs(fastsync: Fastsync, sandbox: Path, shown: 
     assert not list(sandbox.rglob(".fs-*"))
 
 
-@pytest.mark.parametrize("shown", [line for line in LINES if _REMOTE.search(line.text)], ids=str)
+@pytest.fixture
+def buckets(fastsync: Fastsync, sandbox: Path, moto: S3Server) -> str:
+    """A server that has what the examples need; the version that is there of what they name one of."""
+    reset_moto(moto)
+    client = moto.client
+    for bucket, objects in BUCKETS.items():
+        client.create_bucket(Bucket=bucket)
+        enabled = {"Status": "Enabled"}
+        client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration=enabled)
+        for key, content in objects.items():
+            client.put_object(Bucket=bucket, Key=key, Body=content)
+    for name, line in OTHERS.items():
+        shim = sandbox.parent / "bin" / name
+        shim.write_text(f"#!/bin/sh\n{line}\n")
+        shim.chmod(0o755)
+    fastsync.environ |= moto.environ
+    version: str = client.head_object(Bucket="bucket", Key="report.pdf")["VersionId"]
+    return version
+
+
+@pytest.mark.parametrize("shown", S3_LINES, ids=str)
+def test_a_command_for_s3_that_is_shown_runs(
+    fastsync: Fastsync, sandbox: Path, buckets: str, shown: Block
+) -> None:
+    line = moved_into(sandbox, shown.text).replace(VERSION, buckets)
+    done = run(fastsync, sandbox, "bash", "-o", "pipefail", "-c", line)
+    assert done.returncode == 0, done.stdout
+    assert not list(sandbox.rglob(".fs-*"))
+
+
+@pytest.mark.parametrize("shown", [line for line in LINES if _ELSEWHERE.search(line.text)], ids=str)
 def test_a_command_for_a_server_is_understood(shown: Block) -> None:
     words = shlex.shlex(shown.text, posix=True, punctuation_chars=True)
     words.whitespace_split = True
@@ -151,6 +207,7 @@ def test_a_command_for_a_server_is_understood(shown: Block) -> None:
 def test_commands_are_found_at_all() -> None:
     pages = {line.page.name for page in PAGES for line in commands(page)}
     assert pages >= {"README.md", "CLI.md", "CONFIGURATION.md", "FILTERS.md"}
+    assert {line.page.name for line in S3_LINES} >= {"README.md", "CLI.md", "S3.md"}
 
 
 @pytest.mark.parametrize(

@@ -545,7 +545,6 @@ def test_hosts_of_aws_are_those_of_botocore() -> None:
         ("virtual", "a-bucket"),
         ("virtual", "with.dots"),
         ("virtual", "UPPER_case"),
-        ("virtual", "ab"),
     ],
 )
 async def test_addresses_at_aws_follow_botocores_rules(addressing: str, bucket: str) -> None:

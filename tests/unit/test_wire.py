@@ -1,0 +1,419 @@
+"""The lean HTTP client against a server that says what a test wants, byte for byte."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from fastsync.errors import (
+    AccessRefused,
+    Changed,
+    FastsyncError,
+    IntegrityError,
+    Stalled,
+    Transient,
+)
+from fastsync.wire import Headers, Origin, Outgoing, Reply, Wire, WireOptions
+
+GET = Outgoing(b"GET /file HTTP/1.1\r\nHost: h\r\n\r\n")
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+class Scripted:
+    """A server of which every connection runs a script."""
+
+    def __init__(self, script: Script) -> None:
+        self.connections = 0
+        self.port = 0
+        self._script = script
+        self._tasks: list[asyncio.Task[None]] = []
+        self._writers: list[asyncio.StreamWriter] = []
+
+    async def __aenter__(self) -> Scripted:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in self._writers:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self._writers.append(writer)
+        self._tasks.append(asyncio.ensure_future(self._serve(reader, writer)))
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            await self._script(reader, writer)
+        writer.close()
+
+
+async def request(reader: asyncio.StreamReader) -> bytes:
+    return await reader.readuntil(b"\r\n\r\n")
+
+
+def answering(*answers: bytes, closes: bool = False) -> Script:
+    """Each request of a connection gets the next answer, the last one for ever."""
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        number = 0
+        while True:
+            await request(reader)
+            writer.write(answers[min(number, len(answers) - 1)])
+            await writer.drain()
+            number += 1
+            if closes:
+                return
+
+    return script
+
+
+@contextlib.asynccontextmanager
+async def wired(script: Script, **options: object) -> AsyncIterator[tuple[Wire, Scripted]]:
+    """A client and its server; at the end, neither sockets nor threads are left."""
+    before = len(os.listdir("/proc/self/fd"))
+    async with Scripted(script) as server:
+        defaults = {"connections": 4, "request_timeout_s": 2.0, "stall_timeout_s": 2.0}
+        settings = WireOptions(**{**defaults, **options})  # type: ignore[arg-type]
+        wire = Wire(Origin("http", "127.0.0.1", server.port), settings)
+        try:
+            yield wire, server
+        finally:
+            await wire.aclose()
+    for _ in range(100):
+        if len(os.listdir("/proc/self/fd")) <= before:
+            break
+        await asyncio.sleep(0.01)
+    assert len(os.listdir("/proc/self/fd")) <= before
+    assert not [one for one in threading.enumerate() if one.name.startswith("fastsync-wire")]
+
+
+def accept(_status: int, _headers: Headers) -> None:
+    """Any answer will do."""
+
+
+def ignore(_count: int) -> None:
+    """Nobody looks."""
+
+
+def refused(reply: Reply) -> FastsyncError:
+    return AccessRefused(f"{reply.status} {reply.body.decode()}")
+
+
+async def test_a_connection_is_used_again() -> None:
+    async with wired(answering(OK)) as (wire, server):
+        for _ in range(3):
+            reply = await wire.ask(GET)
+            assert (reply.status, reply.body) == (200, b"hello")
+        assert server.connections == 1
+
+
+@pytest.mark.parametrize("repeatable", [True, False])
+async def test_a_pooled_connection_that_died(repeatable: bool) -> None:
+    """What may be sent again is, once, on a fresh connection."""
+    async with wired(answering(OK, closes=True)) as (wire, server):
+        await wire.ask(GET)
+        await asyncio.sleep(0.05)
+        reply = await wire.ask(GET._replace(repeatable=repeatable))
+        assert reply.body == b"hello"
+        assert server.connections == 2
+
+
+async def test_many_at_once_come_in_order_and_fail_alone() -> None:
+    seen = 0
+    peak = 0
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal seen, peak
+        while True:
+            head = await request(reader)
+            seen += 1
+            peak = max(peak, seen)
+            number = int(head.split()[1][1:])
+            await asyncio.sleep(0.001 * (number % 3))
+            seen -= 1
+            if number == 7:
+                return
+            body = b"%d" % number
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+            await writer.drain()
+
+    requests = [
+        Outgoing(b"GET /%d HTTP/1.1\r\nHost: h\r\n\r\n" % one, b"", False) for one in range(50)
+    ]
+    async with wired(script) as (wire, server):
+        answers = await wire.ask_all(iter(requests), width=3)
+        failed = [index for index, one in enumerate(answers) if isinstance(one, FastsyncError)]
+        assert failed == [7]
+        for number, answer in enumerate(answers):
+            if isinstance(answer, Reply):
+                assert answer.body == b"%d" % number
+        assert peak <= 3
+        assert server.connections <= 4
+
+
+@pytest.mark.parametrize(
+    ("answer", "body"),
+    [
+        (
+            (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"3\r\nhel\r\n2;x=y\r\nlo\r\n0\r\n\r\n"),
+            b"hello",
+        ),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" + OK, b"hello"),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", b""),
+        (b"HTTP/1.1 200 OK\r\ncontent-length:5\r\nX: 1\r\nx: 2\r\n\r\nhello", b"hello"),
+    ],
+)  # fmt: skip
+async def test_ways_to_send_a_body(answer: bytes, body: bytes) -> None:
+    async with wired(answering(answer)) as (wire, server):
+        for _ in range(2):
+            assert (await wire.ask(GET)).body == body
+        assert server.connections == 1
+
+
+async def test_a_body_to_the_end_of_the_connection() -> None:
+    async with wired(answering(b"HTTP/1.1 200 OK\r\n\r\nhello", closes=True)) as (wire, _):
+        assert (await wire.ask(GET)).body == b"hello"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nX: 1\r\n folded\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: 1\nY: 2\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nhello\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        b"SSH-2.0-nothing\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"X: %s\r\n" % (b"y" * 70_000) + b"\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 300 + b"\r\n",
+    ],
+)
+async def test_answers_that_two_would_read_differently(answer: bytes) -> None:
+    async with wired(answering(answer)) as (wire, _):
+        with pytest.raises(IntegrityError):
+            await wire.ask(GET)
+
+
+@pytest.mark.parametrize("keep", range(0, len(OK), 7))
+async def test_an_answer_that_is_cut_off(keep: int) -> None:
+    async with wired(answering(OK[:keep], closes=True)) as (wire, _):
+        with pytest.raises(Transient):
+            await wire.ask(GET)
+
+
+async def test_an_answer_that_is_too_large() -> None:
+    async with wired(answering(OK)) as (wire, _):
+        with pytest.raises(IntegrityError):
+            await wire.ask(GET, most=4)
+
+
+async def test_bytes_that_nobody_asked_for_end_the_connection() -> None:
+    async with wired(answering(OK + b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")) as (
+        wire,
+        server,
+    ):
+        for _ in range(2):
+            assert (await wire.ask(GET)).body == b"hello"
+        assert server.connections == 2
+
+
+async def test_silence() -> None:
+    async with wired(answering(b""), request_timeout_s=0.2) as (wire, _):
+        with pytest.raises(Stalled):
+            await wire.ask(GET)
+
+
+async def test_silence_within_a_body(tmp_path: Path) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nhello"
+    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    try:
+        async with wired(answering(answer), stall_timeout_s=0.2) as (wire, _):
+            with pytest.raises(Stalled):
+                await wire.receive_into_file(GET, fd, 0, 50, check=accept, progress=ignore)
+    finally:
+        os.close(fd)
+
+
+async def test_a_body_into_a_file(tmp_path: Path) -> None:
+    body = os.urandom(3_000_000)
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    moved: list[int] = []
+    digested = bytearray()
+    try:
+        async with wired(answering(answer)) as (wire, server):
+            for _ in range(2):
+                await wire.receive_into_file(
+                    GET,
+                    fd,
+                    10,
+                    len(body),
+                    check=accept,
+                    progress=moved.append,
+                    digest=digested.extend,
+                )
+            assert server.connections == 1
+        assert os.pread(fd, len(body) + 20, 10) == body
+        assert bytes(digested) == body * 2
+        assert sum(moved) == 2 * len(body)
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("length", [4, 6])
+async def test_a_body_of_another_length_than_asked_for(tmp_path: Path, length: int) -> None:
+    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    try:
+        async with wired(answering(OK)) as (wire, _):
+            with pytest.raises(IntegrityError):
+                await wire.receive_into_file(GET, fd, 0, length, check=accept, progress=ignore)
+        assert os.pread(fd, 10, 0) == b""
+    finally:
+        os.close(fd)
+
+
+async def test_a_refusal_is_no_body(tmp_path: Path) -> None:
+    answer = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno"
+    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    try:
+        async with wired(answering(answer)) as (wire, _):
+            reply = await wire.receive_into_file(GET, fd, 0, 5, check=accept, progress=ignore)
+            assert (reply.status, reply.body) == (403, b"no")
+            with pytest.raises(AccessRefused, match="403 no"):
+                await anext(wire.receive(GET, check=accept, refused=refused))
+        assert os.pread(fd, 10, 0) == b""
+    finally:
+        os.close(fd)
+
+
+async def test_a_body_in_order_and_left_early() -> None:
+    body = os.urandom(5_000_000)
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    async with wired(answering(answer)) as (wire, _):
+        got = bytearray()
+        async for piece in wire.receive(GET, check=accept, refused=refused):
+            got += piece
+        assert bytes(got) == body
+        reading = wire.receive(GET, check=accept, refused=refused)
+        assert len(await anext(reading)) > 0
+        await reading.aclose()  # type: ignore[attr-defined]
+        assert (await wire.ask(GET)).body == body
+
+
+async def test_a_file_as_the_body(tmp_path: Path) -> None:
+    content = os.urandom(2_000_000)
+    (tmp_path / "file").write_bytes(content)
+    fd = os.open(tmp_path / "file", os.O_RDONLY)
+    got = bytearray()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await request(reader)
+        got.extend(await reader.readexactly(1_500_000))
+        writer.write(OK)
+        await writer.drain()
+
+    put = Outgoing(b"PUT /f HTTP/1.1\r\nHost: h\r\nContent-Length: 1500000\r\n\r\n")
+    try:
+        async with wired(script) as (wire, _):
+            reply = await wire.send_from_file(put, fd, 500_000, 2_000_000, ignore)
+            assert reply.body == b"hello"
+        assert bytes(got) == content[500_000:]
+        async with wired(script) as (wire, _):
+            with pytest.raises(Changed):
+                await wire.send_from_file(put, fd, 500_000, 2_000_001, ignore)
+    finally:
+        os.close(fd)
+
+
+async def test_a_server_that_has_heard_enough(tmp_path: Path) -> None:
+    """Its answer counts, not the broken pipe."""
+    (tmp_path / "file").write_bytes(bytes(30_000_000))
+    fd = os.open(tmp_path / "file", os.O_RDONLY)
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await request(reader)
+        writer.write(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno")
+        await writer.drain()
+        await reader.read(1_000_000)
+        await asyncio.sleep(0.2)
+
+    put = Outgoing(b"PUT /f HTTP/1.1\r\nHost: h\r\nContent-Length: 30000000\r\n\r\n")
+    try:
+        async with wired(script) as (wire, _):
+            try:
+                reply = await wire.send_from_file(put, fd, 0, 30_000_000, ignore)
+            except Transient:
+                return  # a reset can take the answer with it
+            assert (reply.status, reply.body) == (403, b"no")
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("steps", range(1, 12, 2))
+async def test_cancellation_leaves_nothing(tmp_path: Path, steps: int) -> None:
+    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 5000000\r\n\r\n" + bytes(100_000)
+    try:
+        async with wired(answering(answer)) as (wire, _):
+            work = asyncio.gather(
+                wire.ask(GET),
+                wire.receive_into_file(GET, fd, 0, 5_000_000, check=accept, progress=ignore),
+            )
+            await asyncio.sleep(0.01 * steps)
+            work.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await work
+    finally:
+        os.close(fd)
+
+
+async def test_a_port_where_nobody_listens() -> None:
+    async with Scripted(answering(OK)) as server:
+        port = server.port
+    wire = Wire(Origin("http", "127.0.0.1", port), WireOptions(connections=1))
+    try:
+        with pytest.raises(Transient):
+            await wire.ask(GET)
+    finally:
+        await wire.aclose()
+
+
+@pytest.mark.parametrize("code", [200, 407])
+async def test_a_proxy(code: int) -> None:
+    """Connects through for TLS, or says that it does not; the password is in no error."""
+    heads: list[bytes] = []
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await request(reader))
+        writer.write(b"HTTP/1.1 %d x\r\n\r\n" % code)
+        await writer.drain()
+
+    async with Scripted(script) as server:
+        proxy = f"http://user:secret@127.0.0.1:{server.port}"
+        wire = Wire(Origin("https", "far.example", 443), WireOptions(proxy=proxy))
+        try:
+            with pytest.raises(FastsyncError) as caught:
+                await wire.ask(GET)
+            assert "secret" not in str(caught.value)
+            assert heads[0].startswith(b"CONNECT far.example:443 HTTP/1.1\r\n")
+            assert b"Proxy-Authorization: Basic dXNlcjpzZWNyZXQ=\r\n" in heads[0]
+        finally:
+            await wire.aclose()
