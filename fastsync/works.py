@@ -332,7 +332,7 @@ def untrusted(error: FastsyncError, store: Source) -> FastsyncError:
     if not isinstance(error, (Transient, IntegrityError, PermissionRefused, NotFound)):
         return error
     found = ListingError(
-        f"it could not be listed to its end: {error.message}",
+        f"{error.message}, so its listing is incomplete",
         where=error.where or str(store.location),
         hint=error.hint,
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from fastsync.backend import READ_BUFFER, Buffer, Entry, Progress, closing
-from fastsync.errors import FastsyncError, IntegrityError
+from fastsync.errors import FastsyncError, IntegrityError, from_os_error
 from fastsync.wire import Headers
 from fastsync_s3.checksums import (
     Expected,
@@ -32,6 +33,10 @@ class S3Download:
         self._expected = expected
         self._combines = expected is not None and expected.is_combinable
         self._seen: dict[int, tuple[int, Hasher]] = {}
+        self._chase = _Chase(store)
+        self._parts = None if expected is not None else part_count(entry.version or "")
+        self._part_size: int | None = None  # as the server tells it
+        self._is_asked = False
 
     def _hasher(self, start: int, stop: int) -> Hasher | None:
         """A digest of a part as it arrives, if that will be of use."""
@@ -59,6 +64,21 @@ class S3Download:
             raise await store.read_error(error, self.entry) from error
         if hasher is not None:
             self._seen[start] = (stop - start, hasher)
+        elif self._expected is not None or self._parts is not None:
+            self._chase.covers(start, stop, fd)
+            if not self._is_asked:
+                await self._begin_chase()
+
+    async def _begin_chase(self) -> None:
+        self._is_asked = True
+        if self._expected is not None:
+            self._chase.hasher = self._expected.hasher()
+            return
+        assert self._parts is not None
+        size = self.entry.size or 0
+        self._part_size = await self._store.part_size(self.entry)
+        part_size = self._part_size or part_size_candidates(size, self._parts)[0]
+        self._chase.hasher = PartsHasher("MD5", part_size)
 
     async def read(self, start: int, stop: int) -> AsyncIterator[Buffer]:
         """See `Download.read`."""
@@ -81,7 +101,7 @@ class S3Download:
         elif self._seen:
             found = self._joined(expected, size)
         elif fd is not None:
-            found = await self._store.in_thread(lambda: _digest(expected.hasher(), fd, size))
+            found = await self._chased(fd, size)
         else:
             return False
         if found != expected.value:
@@ -95,23 +115,26 @@ class S3Download:
     async def _verify_by_parts(self, fd: int, size: int) -> bool:
         """Against the ETag of a multipart upload, which is one of its parts' MD5s: if the size of the
         parts can be found, and they were all of one size."""
-        etag = self.entry.version or ""
-        count = part_count(etag)
-        if count is None:
+        if self._parts is None:
             return False
-        told = await self._store.part_size(self.entry)
-        part_size = told or part_size_candidates(size, count)[0]
-        found = await self._store.in_thread(
-            lambda: _digest(PartsHasher("MD5", part_size), fd, size)
-        )
+        found = await self._chased(fd, size)
+        etag, told = self.entry.version, self._part_size
         if found == etag:
             return True
-        if told is None or -(-size // told) != count:
+        if told is None or -(-size // told) != self._parts:
             return False  # a guess that was wrong proves nothing
         raise IntegrityError(
             f"the bytes that came are not the object's: ETag {found}, not {etag}",
             where=self._store.where(self.entry.path),
         )
+
+    async def _chased(self, fd: int, size: int) -> str:
+        if not self._is_asked:
+            await self._begin_chase()
+        try:
+            return await self._chase.value(fd, size)
+        except OSError as error:
+            raise from_os_error(error, self._store.where(self.entry.path)) from error
 
     def _joined(self, expected: Expected, size: int) -> str:
         position, parts = 0, []
@@ -128,14 +151,50 @@ class S3Download:
         return expected.join(parts)
 
 
-def _digest(hasher: Hasher, fd: int, size: int) -> str:
-    """What a file adds up to, read again in order. Blocks."""
-    block = memoryview(bytearray(max(1, min(READ_BUFFER, size))))
-    position = 0
-    while position < size:
-        count = os.preadv(fd, [block[: size - position]], position)
-        if not count:
-            break
-        hasher(block[:count])
-        position += count
-    return hasher.value()
+class _Chase:
+    """A digest that takes all bytes in order, of a file whose parts come in any: it follows what is there
+    in a thread, so that little is left to be read when the last part has come."""
+
+    def __init__(self, store: S3Store) -> None:
+        self.hasher: Hasher | None = None  # until it is set, parts are only noted
+        self._store = store
+        self._ends: dict[int, int] = {}
+        self._there = 0
+        self._hashed = 0
+        self._work: asyncio.Task[None] | None = None
+
+    def covers(self, start: int, stop: int, fd: int) -> None:
+        """The bytes [start, stop) are in the file, and stay as they are."""
+        self._ends[start] = stop
+        while (end := self._ends.pop(self._there, None)) is not None:
+            self._there = end
+        is_idle = self._work is None or self._work.done()
+        if self.hasher is not None and is_idle and self._there > self._hashed:
+            self._work = asyncio.create_task(self._follow(os.dup(fd)))
+
+    async def value(self, fd: int, size: int) -> str:
+        """What the whole file of `size` bytes adds up to. Raises OSError."""
+        if self._work is not None:
+            await self._work
+        self._there = size
+        await self._follow(os.dup(fd))
+        assert self.hasher is not None
+        return self.hasher.value()
+
+    async def _follow(self, fd: int) -> None:
+        await self._store.in_thread(lambda: self._hash(fd))
+
+    def _hash(self, fd: int) -> None:
+        """Catch up. Blocks, and closes `fd`: whoever else has the file may have left by then."""
+        hasher = self.hasher
+        assert hasher is not None
+        try:
+            block = memoryview(bytearray(max(1, min(READ_BUFFER, self._there - self._hashed))))
+            while self._hashed < self._there:
+                count = os.preadv(fd, [block[: self._there - self._hashed]], self._hashed)
+                if not count:
+                    return  # somebody has cut the file; the value will tell
+                hasher(block[:count])
+                self._hashed += count
+        finally:
+            os.close(fd)
