@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, Final, Literal, Protocol, TypeAlias
@@ -492,6 +491,8 @@ class _Writes:
 
 
 def _staging_file() -> IO[bytes]:
+    import tempfile  # what few runs need
+
     try:
         return tempfile.TemporaryFile(buffering=0)
     except OSError as error:
@@ -510,4 +511,4 @@ async def _stage(file: IO[bytes], position: int, data: Buffer) -> None:
     try:
         await asyncio.get_running_loop().run_in_executor(None, write)
     except OSError as error:
-        raise from_os_error(error, tempfile.gettempdir()) from error
+        raise from_os_error(error, "a temporary file") from error

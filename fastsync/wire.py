@@ -41,6 +41,7 @@ from fastsync.errors import (
     UsageError,
     from_os_error,
 )
+from fastsync.tls import TlsSocket
 
 T = TypeVar("T")
 
@@ -53,7 +54,6 @@ _BLOCK: Final = READ_BUFFER  # less costs calls and turns of the interpreter, mo
 _SMALL: Final = 64 << 10
 _TELL_EVERY: Final = 1 << 20
 _TICK_S: Final = 1.0
-_DECRYPTING: Final = threading.BoundedSemaphore(os.cpu_count() or 1)
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _SIZE_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")
 
@@ -150,8 +150,9 @@ class Reply(NamedTuple):
     body: bytes
 
 
+Socket: TypeAlias = socket.socket | TlsSocket
 # Sends a request with this head, and tells of the bytes of its body.
-_Send: TypeAlias = Callable[[socket.socket, bytes, Callable[[int], None]], None]
+_Send: TypeAlias = Callable[[Socket, bytes, Callable[[int], None]], None]
 
 
 class _Dead(Exception):
@@ -273,14 +274,14 @@ class _Chunks:
 class _Connection:
     """One socket to the server, and the small exchange on it."""
 
-    def __init__(self, wire: Wire, sock: socket.socket) -> None:
+    def __init__(self, wire: Wire, sock: Socket) -> None:
         self._wire = wire
         self._loop = asyncio.get_running_loop()
         self.sock = sock
         self.fd = sock.fileno()
         self.used = False
         self.idle_since = 0.0
-        self._tls = isinstance(sock, ssl.SSLSocket)
+        self._tls = sock if isinstance(sock, TlsSocket) else None
         self._request: Outgoing | None = None
         self._done: Callable[[_Connection, Reply | Exception], None] | None = None
         self._most = 0
@@ -322,12 +323,15 @@ class _Connection:
         self._on_writable()
 
     def _on_writable(self) -> None:
-        out = self._out
+        out, is_sent = self._out, True
         try:
             while out:
                 out = out[self.sock.send(out) :]
                 self._active = time.monotonic()
-        except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            if self._tls is not None:
+                self._tls.flush()
+        except BlockingIOError:
+            is_sent = False
             if not self._writes:
                 self._writes = True
                 self._loop.add_writer(self.fd, self._on_writable)
@@ -338,14 +342,14 @@ class _Connection:
                 self._end(error)
                 return
         self._out = out
-        if not out and self._writes:
+        if is_sent and self._writes:
             self._writes = False
             self._loop.remove_writer(self.fd)
 
     def _on_readable(self) -> None:
         try:
             data = self.sock.recv(_SMALL)
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+        except BlockingIOError:
             return
         except OSError as error:
             self._end(error)
@@ -364,7 +368,7 @@ class _Connection:
                 data = self.sock.recv(_SMALL)
                 self._received += len(data)
                 self._take(data)
-        except (ssl.SSLWantReadError, BlockingIOError):
+        except BlockingIOError:
             return
         except (FastsyncError, OSError, _Dead) as error:
             self._end(error)
@@ -373,7 +377,7 @@ class _Connection:
         """True when TLS holds bytes of this exchange that the loop cannot see."""
         if self._request is None:
             return False
-        return isinstance(self.sock, ssl.SSLSocket) and self.sock.pending() > 0
+        return self._tls is not None and self._tls.has_more
 
     def _on_end(self) -> None:
         head = self._head
@@ -436,7 +440,7 @@ class _Connection:
             self._finish(head, bytes(self._body[: head.length]), keeps=exact)
 
     def _finish(self, head: _Head, body: bytes, *, keeps: bool) -> None:
-        keeps = keeps and head.keeps and not self._out
+        keeps = keeps and head.keeps and not self._out and not self._writes
         self._over(Reply(head.status, head.reason, head.headers, body), keeps=keeps)
 
     def _end(self, error: Exception) -> None:
@@ -494,11 +498,12 @@ class _Connection:
 
     def is_fresh(self) -> bool:
         """False when the server has closed it, or sent what nobody asked for."""
-        if self._tls:  # which cannot be peeked into
-            return not _has_come(self.sock)
+        sock = self.sock
+        if isinstance(sock, TlsSocket):  # which cannot be peeked into
+            return not sock.has_more and not _has_come(sock)
         try:
-            self.sock.setblocking(False)
-            self.sock.recv(1, socket.MSG_PEEK)
+            sock.setblocking(False)
+            sock.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
             return True
         except OSError:
@@ -606,11 +611,13 @@ class Wire:
             self._tick_later()
 
     async def _connect(self) -> _Connection:
-        sock = await self._connect_again() if self._known is not None else None
+        sock: Socket | None = None
+        if self._known is not None:
+            sock = await self._connect_again()
         if sock is None:
             opening = _Opening()
             sock = await self._in_thread(
-                lambda: self._open_socket(opening), opening.give_up, socket.socket.close
+                lambda: self._open_socket(opening), opening.give_up, lambda made: made.close()
             )
         if self._closed:
             sock.close()
@@ -640,14 +647,16 @@ class Wire:
             raise
         return sock
 
-    def _open_socket(self, opening: _Opening) -> socket.socket:
+    def _open_socket(self, opening: _Opening) -> Socket:
         """A connected socket, non-blocking. Blocks until `opening` is given up; raises FastsyncError."""
         options, origin = self.options, self.origin
         where = str(origin)
         proxy = _parse_proxy(options.proxy) if options.proxy else None
         host, port = (origin.host, origin.port) if proxy is None else (proxy.host, proxy.port)
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            # As bytes: text is encoded by a module that takes longer to import than all of this.
+            name = host.encode() if host.isascii() else host
+            found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
         except socket.gaierror as error:
             if error.errno == socket.EAI_AGAIN:
                 raise Transient(f"the name {host} cannot be looked up now", where=where) from error
@@ -666,10 +675,11 @@ class Wire:
                 if proxy is not None and origin.scheme == "https":
                     _tunnel(sock, origin, proxy)
                 if origin.scheme == "https":
-                    sock = self._secure(sock)
-                    opening.now(sock)
-                    sock.do_handshake()
-                elif proxy is None:
+                    secured = self._secure(sock)
+                    secured.do_handshake()
+                    secured.setblocking(False)
+                    return secured
+                if proxy is None:
                     self._known = time.monotonic(), place
                 sock.setblocking(False)
                 return sock
@@ -710,7 +720,7 @@ class Wire:
                 name = options.congestion_control.encode()
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name)
 
-    def _secure(self, sock: socket.socket) -> ssl.SSLSocket:
+    def _secure(self, sock: socket.socket) -> TlsSocket:
         """TLS over a socket, but for the handshake."""
         context = self._context
         if context is None:
@@ -725,9 +735,7 @@ class Wire:
                 context.check_hostname = False
                 context.verify_mode = ssl.CERT_NONE
             self._context = context
-        return context.wrap_socket(
-            sock, server_hostname=self.origin.host, do_handshake_on_connect=False
-        )
+        return TlsSocket(sock, context, self.origin.host)
 
     async def _in_thread(
         self,
@@ -864,8 +872,8 @@ class Wire:
         A server that answers before it has heard all of it is listened to.
         """
 
-        def send(sock: socket.socket, head: bytes, tell: Callable[[int], None]) -> None:
-            if isinstance(sock, ssl.SSLSocket):
+        def send(sock: Socket, head: bytes, tell: Callable[[int], None]) -> None:
+            if isinstance(sock, TlsSocket):
                 self._send_by_buffer(sock, head, fd, start, stop, tell)
                 return
             _send_all(sock, memoryview(head), socket.MSG_MORE if stop > start else 0)
@@ -881,14 +889,14 @@ class Wire:
 
     def _send_by_buffer(
         self,
-        sock: socket.socket,
+        sock: TlsSocket,
         head: bytes,
         fd: int,
         start: int,
         stop: int,
         tell: Callable[[int], None],
     ) -> None:
-        sock.sendall(head)
+        _send_all(sock, memoryview(head))
         with self._buffer() as block:
             position = start
             while position < stop:
@@ -1026,7 +1034,7 @@ class Wire:
                     send(sock, request.head, tell)
             except (BrokenPipeError, ConnectionResetError) as error:
                 refused = error  # perhaps it has said why
-            except (BlockingIOError, ssl.SSLWantWriteError) as error:
+            except BlockingIOError as error:
                 if not _has_come(sock):
                     raise Stalled("the server takes no more bytes") from error
                 refused = error
@@ -1070,7 +1078,7 @@ class _Body:
     def __init__(
         self,
         wire: Wire,
-        sock: socket.socket,
+        sock: Socket,
         is_head: bool,
         block: memoryview,
         tell: Callable[[int], None],
@@ -1082,14 +1090,8 @@ class _Body:
         self.tell = tell
         self.keeps = False
         self._over = False
-        self._patience_s = wire.options.request_timeout_s
-        self._poll: select.poll | None = None
-        if isinstance(sock, ssl.SSLSocket):
-            sock.setblocking(False)
-            self._poll = select.poll()
-            self._poll.register(sock, select.POLLIN)
         data, interim = bytearray(), 0
-        deadline = time.monotonic() + self._patience_s
+        deadline = time.monotonic() + self._options.request_timeout_s
         while True:
             end = data.find(b"\r\n\r\n")
             if end >= 0:
@@ -1117,38 +1119,14 @@ class _Body:
                 raise _Dead from refused
             data += block[:count]
         self._rest = bytes(data)
-        self._patience_s = self._options.stall_timeout_s
-        _set_timeouts(sock, self._patience_s)
+        _set_timeouts(sock, self._options.stall_timeout_s)
 
     def _receive(self, block: memoryview) -> int:
         """What has come, as much as fits; 0 at the end."""
-        if self._poll is not None:
-            return self._receive_tls(block, self._poll)
         try:
             return self._sock.recv_into(block)
         except BlockingIOError as error:
             raise Stalled("the server fell silent") from error
-
-    def _receive_tls(self, block: memoryview, poll: select.poll) -> int:
-        """TLS gives 16 KiB a call, and every call takes the interpreter's lock. So they are collected, and
-        no more threads do this at once than there are processors: dozens would pass the lock around."""
-        sock, filled = self._sock, 0
-        while True:
-            with _DECRYPTING:
-                try:
-                    while filled < len(block):
-                        count = sock.recv_into(block[filled:])
-                        if not count:
-                            return filled
-                        filled += count
-                except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                    pass
-                except ssl.SSLEOFError:
-                    return filled
-            if filled:
-                return filled
-            if not poll.poll(self._patience_s * 1000):
-                raise Stalled("the server fell silent")
 
     def pieces(self, *, own: bool = False) -> Iterator[memoryview]:
         """The body as it comes. Each piece is valid until the next, or `own` by itself."""
@@ -1364,36 +1342,29 @@ def _too_slow(options: WireOptions) -> Stalled:
     return Stalled(f"the server sends less than {options.min_rate} bytes/s")
 
 
-def _send_all(sock: socket.socket, data: memoryview, flags: int = 0) -> None:
+def _send_all(sock: Socket, data: memoryview, flags: int = 0) -> None:
     while data:
         data = data[sock.send(data, flags) :]
 
 
-def _has_come(sock: socket.socket) -> bool:
+def _has_come(sock: Socket) -> bool:
     """True when there are bytes to be read."""
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     return bool(poll.poll(0))
 
 
-def _set_timeouts(sock: socket.socket, seconds: float) -> None:
+def _set_timeouts(sock: Socket, seconds: float) -> None:
     """Bound every call on a blocking socket in the kernel: no poll ahead of each."""
     value = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
 
 
-def _shut(sock: socket.socket) -> None:
+def _shut(sock: Socket) -> None:
     """Wake a thread that waits on the socket."""
     with contextlib.suppress(OSError):
-        if isinstance(sock, ssl.SSLSocket):
-            os_sock = socket.socket(fileno=os.dup(sock.fileno()))
-            try:
-                os_sock.shutdown(socket.SHUT_RDWR)
-            finally:
-                os_sock.close()
-        else:
-            sock.shutdown(socket.SHUT_RDWR)
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 class _Opening:

@@ -95,15 +95,15 @@ class _Hash:
 
 
 class _Crc:
-    __slots__ = ("_algorithm", "_update", "crc")
+    __slots__ = ("_algorithm", "crc")
 
     def __init__(self, algorithm: Algorithm, crc: int = 0) -> None:
         self._algorithm: Algorithm = algorithm
-        self._update = _crc(algorithm)
         self.crc = crc
 
     def __call__(self, data: memoryview) -> None:
-        self.crc = self._update(data, self.crc)
+        # Looked up with the first bytes, in a thread: by then others have been asked for.
+        self.crc = _crc(self._algorithm)(data, self.crc)
 
     def digest(self) -> bytes:
         return self.crc.to_bytes(_LENGTHS[self._algorithm], "big")

@@ -1,0 +1,117 @@
+"""TLS by way of memory: records of any size, both ways, and ends that are none."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+from web import Tls, make_tls
+
+from fastsync.tls import TlsSocket
+
+Serve = Callable[[ssl.SSLSocket], None]
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Tls:
+    return make_tls(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture
+def connect(authority: Tls) -> Iterator[Callable[[Serve], TlsSocket]]:
+    """Makes a client of ours whose other end runs a function."""
+    ended: list[Callable[[], None]] = []
+
+    def connect(serve: Serve) -> TlsSocket:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(authority.certificate, authority.key)
+        ours, theirs = socket.socketpair()
+
+        def run() -> None:
+            with context.wrap_socket(theirs, server_side=True) as secured:
+                serve(secured)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        trusting = ssl.create_default_context(cafile=str(authority.authority))
+        client = TlsSocket(ours, trusting, "localhost")
+        ended.append(client.close)
+        ended.append(thread.join)
+        client.do_handshake()
+        return client
+
+    yield connect
+    for end in ended:
+        end()
+
+
+@pytest.mark.parametrize("record", [1, 1_000, 4_096, 16_384])
+def test_records_of_any_size_fill_a_block(
+    connect: Callable[[Serve], TlsSocket], record: int
+) -> None:
+    content = bytes(range(256)) * 16 * 8
+
+    def serve(sock: ssl.SSLSocket) -> None:
+        for start in range(0, len(content), record):
+            sock.sendall(content[start : start + record])
+        with contextlib.suppress(OSError):  # nobody answers the goodbye
+            sock.unwrap()
+
+    client = connect(serve)
+    block, got = memoryview(bytearray(10_000)), b""
+    while count := client.recv_into(block):
+        got += block[:count]
+    assert got == content
+    assert client.recv(10) == b""
+
+
+def test_an_end_that_nobody_announced_is_none(connect: Callable[[Serve], TlsSocket]) -> None:
+    def serve(sock: ssl.SSLSocket) -> None:
+        sock.sendall(b"the beginning")
+
+    client = connect(serve)
+    assert client.recv(100) == b"the beginning"
+    with pytest.raises(ConnectionResetError):
+        client.recv(100)
+
+
+def test_what_the_socket_has_no_room_for_is_sent_later(
+    connect: Callable[[Serve], TlsSocket],
+) -> None:
+    content, got = bytes(4_000_000), bytearray()
+    begin = threading.Event()
+
+    def serve(sock: ssl.SSLSocket) -> None:
+        begin.wait()
+        while len(got) < len(content):
+            got.extend(sock.recv(1 << 20))
+
+    client = connect(serve)
+    client.setblocking(False)
+    sent = client.send(content)  # more than the socket has room for
+    with pytest.raises(BlockingIOError):
+        client.send(memoryview(content)[sent:])
+    begin.set()
+    client.setblocking(True)
+    while sent < len(content):
+        sent += client.send(memoryview(content)[sent:])
+    client.flush()
+
+
+def test_nothing_there_is_said_as_by_a_socket(connect: Callable[[Serve], TlsSocket]) -> None:
+    done = threading.Event()
+
+    def serve(sock: ssl.SSLSocket) -> None:
+        done.wait()
+
+    client = connect(serve)
+    client.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        client.recv(10)
+    with pytest.raises(BlockingIOError):
+        client.recv_into(memoryview(bytearray(10)))
+    done.set()
