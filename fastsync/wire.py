@@ -132,13 +132,15 @@ class Outgoing(NamedTuple):
     """A request: `head` from the request line to the empty line, complete, and the body.
 
     What is `repeatable` is sent again, once, when a connection that was used before turns out to be dead.
-    `is_head`: the answer has no body, whatever it says.
+    `is_head`: the answer has no body, whatever it says. `is_look`: only its head is wanted; a body that
+    is longer than may be costs its connection, and is no error.
     """
 
     head: bytes
     body: Buffer = b""
     repeatable: bool = True
     is_head: bool = False
+    is_look: bool = False
 
 
 class Reply(NamedTuple):
@@ -412,6 +414,9 @@ class _Connection:
                 continue
             head = told
             length = head.length
+            if request.is_look and (length is None or length > self._most):
+                self._finish(head, b"", keeps=False)
+                return
             if length is not None and not head.chunked:
                 if length > self._most:
                     raise IntegrityError(f"an answer of {length} bytes is more than was asked for")

@@ -1,7 +1,7 @@
 """Requests to web servers: who is asked in whose name, redirects under our rules, and failures.
 
-Addresses are looked into by httpx, one at a time, and redirects followed by hand (`Client.probe`); bodies,
-pages and all that comes in numbers go by `fastsync.wire`.
+All of it goes by `fastsync.wire`: a look at an address leaves a connection behind that the bytes then come
+by, and a library of its own for it took longer to import than small files take to fetch.
 """
 
 from __future__ import annotations
@@ -11,28 +11,16 @@ import contextlib
 import os
 import random
 import socket
-import ssl
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from fastsync.backend import StoreOptions
-from fastsync.errors import (
-    AccessRefused,
-    FastsyncError,
-    IntegrityError,
-    PermissionRefused,
-    Stalled,
-    Transient,
-    UsageError,
-)
+from fastsync.errors import FastsyncError, IntegrityError, PermissionRefused, Transient
 from fastsync.wire import MAX_BODY, Origin, Outgoing, Reply, Wire, WireOptions
 from fastsync_http.answers import Representation, content_range, describe, error_of
 from fastsync_http.identity import Identity
 from fastsync_http.targets import MAX_REDIRECTS, REDIRECTS, Target, is_public, redirected
-
-if TYPE_CHECKING:
-    import httpx
 
 T = TypeVar("T")
 
@@ -73,7 +61,6 @@ class Client:
         self._options = options
         self._streams = options.streams
         self._ways: dict[Origin, _Way] = {}
-        self._probes: dict[tuple[str | None, bool], httpx.AsyncClient] = {}
         self._public: dict[str, bool | None] = {}
         self._lines: dict[tuple[Origin, bool], str] = {}
         self._proxies: dict[Origin, str | None] = {}
@@ -97,11 +84,7 @@ class Client:
                 f"{name}: {value}\r\n" for name, value in self._headers(target)
             )
         more = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
-        proxy = self._proxy(target.origin)
-        # A proxy of plain HTTP is told the whole address (RFC 9112, 3.2.2).
-        by_proxy = proxy is not None and target.origin.scheme == "http"
-        line = target.url if by_proxy else target.request
-        head = f"{method} {line} HTTP/1.1\r\n{lines}{more}\r\n"
+        head = f"{method} {target.request} HTTP/1.1\r\n{lines}{more}\r\n"
         return Outgoing(head.encode("utf-8", "surrogateescape"), is_head=method == "HEAD")
 
     def _headers(self, target: Target) -> list[tuple[str, str]]:
@@ -116,10 +99,6 @@ class Client:
             given = {name.lower() for name, _ in self._identity.headers}
             lines = [line for line in lines if line[0].lower() not in given]
             lines += self._identity.headers
-        proxy = self._proxy(target.origin)
-        if proxy is not None and target.origin.scheme == "http":
-            if (pair := _proxy_authorization(proxy)) is not None:
-                lines.append(("Proxy-Authorization", pair))
         return lines
 
     def _proxy(self, origin: Origin) -> str | None:
@@ -202,9 +181,6 @@ class Client:
         ways, self._ways = self._ways, {}
         for way in ways.values():
             await way.wire.aclose()
-        probes, self._probes = self._probes, {}
-        for probe in probes.values():
-            await probe.aclose()
 
     # -- looking ---------------------------------------------------------------------------------------
 
@@ -214,7 +190,8 @@ class Client:
         ranged = True
         hops = 0
         while True:
-            status, headers = await self._look(target, ranged=ranged)
+            reply = await self._look(target, ranged=ranged)
+            status, headers = reply.status, reply.headers
             if status in REDIRECTS:
                 hops += 1
                 if hops > MAX_REDIRECTS:
@@ -242,49 +219,11 @@ class Client:
             await self.trim()
             return Found(target, headers.get("content-type") or "", what)
 
-    async def _look(self, target: Target, *, ranged: bool) -> tuple[int, httpx.Headers]:
-        """Status and headers of a GET. Raises FastsyncError."""
-        import httpx
-
-        request = [(name.encode(), value.encode()) for name, value in self._headers(target)]
-        if ranged:
-            request.append((b"Range", b"bytes=0-0"))
-        try:
-            async with asyncio.timeout(2 * self._options.request_timeout_s):
-                client = self._probe_client(target.origin)
-                async with client.stream("GET", target.url, headers=request) as response:
-                    await _finish(response)
-                    return response.status_code, response.headers
-        except TimeoutError as error:
-            raise Stalled("the server does not answer", where=str(target.origin)) from error
-        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            raise _as_ours(error, target) from error
-
-    def _probe_client(self, origin: Origin) -> httpx.AsyncClient:
-        import httpx
-
-        proxy = self._proxy(origin)
-        is_tls = origin.scheme == "https"
-        client = self._probes.get((proxy, is_tls))
-        if client is None:
-            # Loading the system's certificates takes a while. Without them nothing is trusted.
-            context = (
-                ssl.create_default_context() if is_tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            )
-            try:
-                client = httpx.AsyncClient(
-                    verify=context,
-                    proxy=proxy,
-                    timeout=self._options.request_timeout_s,
-                    limits=httpx.Limits(max_connections=self._streams, keepalive_expiry=_IDLE_S),
-                    follow_redirects=False,
-                    trust_env=False,
-                    headers={},
-                )
-            except (ValueError, ImportError, httpx.InvalidURL) as error:
-                raise UsageError("the proxy's address is not understood") from error
-            self._probes[proxy, is_tls] = client
-        return client
+    async def _look(self, target: Target, *, ranged: bool) -> Reply:
+        """The head of what a GET is answered. Raises FastsyncError."""
+        asked = self.outgoing("GET", target, {"Range": "bytes=0-0"} if ranged else None)
+        with self.wire(target.origin) as wire:
+            return await wire.ask(asked._replace(is_look=True), most=_MAX_REST)
 
     async def _check_hop(self, start: Origin, to: Origin, where: str) -> None:
         """A server on the Internet has no business in our own network: it would have us fetch what only
@@ -312,50 +251,6 @@ class Client:
         return self._public[host]
 
 
-async def _finish(response: httpx.Response) -> None:
-    """Read what is left of a short answer; a longer one costs its connection."""
-    told = response.headers.get("content-length", "")
-    if told.isdecimal() and len(told) < 9 and int(told) <= _MAX_REST:
-        async for _ in response.aiter_raw():
-            pass
-
-
-def _as_ours(error: Exception, target: Target) -> FastsyncError:
-    """What a failure of httpx means."""
-    import httpx
-
-    where = str(target.origin)
-    for cause in _causes(error):
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return AccessRefused(
-                f"the server's certificate is not trusted: {cause.verify_message}",
-                where=where,
-                hint="SSL_CERT_FILE names certificates to trust",
-            )
-        if isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN:
-            return AccessRefused(
-                f"there is no host {target.origin.host}", where=where, hint="check the name"
-            )
-    if isinstance(error, httpx.TimeoutException):
-        return Stalled("the server does not answer", where=where)
-    if isinstance(error, httpx.ProxyError):
-        return AccessRefused("the proxy does not let us through", where=where)
-    if isinstance(error, httpx.LocalProtocolError | httpx.InvalidURL):
-        return UsageError("a header or an address that cannot be sent", where=where)
-    if isinstance(error, httpx.RemoteProtocolError) and "disconnected" not in str(error):
-        return IntegrityError("the server's answer is not HTTP/1.1", where=where)
-    return Transient(f"the connection failed: {type(error).__name__}", where=where)
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    one: BaseException | None = error
-    for _ in range(8):
-        if one is None:
-            return
-        yield one
-        one = one.__cause__ or one.__context__
-
-
 def _proxy_for(origin: Origin) -> str | None:
     """The proxy that the environment (or the system, where it has such a setting) names."""
     if sys.platform not in ("darwin", "win32") and not any(
@@ -371,14 +266,3 @@ def _proxy_for(origin: Origin) -> str | None:
     if not proxy or "://" in proxy:
         return proxy or None
     return "http://" + proxy.removeprefix("//")
-
-
-def _proxy_authorization(proxy: str) -> str | None:
-    import base64
-    from urllib.parse import unquote, urlsplit
-
-    parts = urlsplit(proxy)
-    if parts.username is None:
-        return None
-    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-    return f"Basic {base64.b64encode(pair.encode()).decode()}"
