@@ -124,7 +124,8 @@ class WriteOptions:
     `inplace` writes over the old file instead of renaming a finished one; `durable` makes file and name
     survive a power cut before the write counts as done; `special` keeps setuid, setgid and sticky bits.
     `guarded` lets a write appear only where there still is what was listed (nothing, if nothing was),
-    else it raises Overtaken; stores with `Limits.conditional_writes` know how.
+    else it raises Overtaken; stores with `Limits.conditional_writes` know how. `resumable`: the upload may
+    be left unfinished for a later process (`ResumesUploads`).
     """
 
     mtime: bool = True
@@ -135,6 +136,7 @@ class WriteOptions:
     durable: bool = False
     sparse: bool = False
     guarded: bool = False
+    resumable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -546,6 +548,44 @@ class DropsUploads(Protocol):
     async def drop_upload(self, ticket: str) -> None:
         """Forget the upload. One that is gone already is fine. Raises UsageError for a ticket of
         another store."""
+        ...
+
+
+@runtime_checkable
+class Validated(Protocol):
+    """A download that can tell its version from every other one, in a later process too. What its parts
+    report has arrived in order, from where each begins."""
+
+    @property
+    def validator(self) -> str | None:
+        """Equal ones, of one place and size, mean equal bytes: a strong ETag, say. No secret; None where
+        nothing can tell."""
+        ...
+
+
+@runtime_checkable
+class Leavable(LeavesTraces, Protocol):
+    """An upload that can be left as it is, for `ResumesUploads.resume_upload` of a later process."""
+
+    async def leave(self) -> None:
+        """Let go of it; what was written stays, under the `ticket`. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class ResumesUploads(DropsUploads, Protocol):
+    """A sink that takes up again what an upload with `WriteOptions.resumable` left behind."""
+
+    async def resume_upload(
+        self,
+        ticket: str,
+        path: str,
+        like: Entry,
+        options: WriteOptions,
+        covered: Sequence[tuple[int, int]],
+    ) -> Upload | None:
+        """The upload of that ticket, in which the ranges `covered` count as written; None when it is
+        not there as it was left."""
         ...
 
 

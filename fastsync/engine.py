@@ -53,9 +53,10 @@ from fastsync.events import Observer, Operation
 from fastsync.location import Location
 from fastsync.patience import Call, backoff, patiently
 from fastsync.plan import Action, DeleteGate, PlanPage, Step, forbid_deletes
+from fastsync.resuming import UploadLog
 from fastsync.spool import Spool
 from fastsync.tally import Summary, Tally
-from fastsync.transfer import Lanes, UploadLog, copies_within, transfer
+from fastsync.transfer import Lanes, copies_within, transfer
 from fastsync.workers import WorkerPool, run_all
 
 # Files that the sink copies by itself travel in batches of so many files or bytes.
@@ -190,6 +191,7 @@ class Engine:
             chunk_size=max(1, min(budgets.chunk_size, budgets.memory // 2)),
             may_retry=self._may_retry,
             log=log,
+            resumed=self._tally.resumed,
         )
         self._fatal: FastsyncError | None = None
 

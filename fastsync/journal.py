@@ -1,4 +1,5 @@
-"""What survives a crash: uploads that a killed process leaves behind at a store, written down beforehand.
+"""What survives a crash: uploads that a killed process leaves behind at a store, written down beforehand,
+and how far they came, where a later process can go on with them.
 
 One SQLite file in the state folder, readable by its owner alone, shared by all runs on it (write-ahead
 log: a reader and a writer do not wait for each other). A record is committed before `note` returns, so
@@ -13,13 +14,14 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
-from typing import Final, Literal, NamedTuple, TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from fastsync.errors import FastsyncError, from_os_error
+from fastsync.resuming import Range, Version
 
 FILE: Final = "uploads.sqlite"
-_VERSION: Final = 1
+_VERSION: Final = 2
 _BUSY_S: Final = 5.0
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS uploads (
@@ -32,9 +34,19 @@ CREATE TABLE IF NOT EXISTS uploads (
     boot TEXT NOT NULL,
     pid INTEGER NOT NULL,
     started TEXT NOT NULL,
-    noted_ns INTEGER NOT NULL
+    noted_ns INTEGER NOT NULL,
+    source BLOB,             -- these three name the version of the file, NULL if it cannot be gone on with
+    validator TEXT,
+    size INTEGER,
+    ranges TEXT              -- what is written of it, JSON
 ) STRICT
 """
+# What version 2 has more than version 1.
+_ADDED: Final = ("source BLOB", "validator TEXT", "size INTEGER", "ranges TEXT")
+_COLUMNS: Final = (
+    "id, place, settings, path, ticket, host, boot, pid, started, noted_ns,"
+    " source, validator, size, ranges"
+)
 
 Owner: TypeAlias = Literal["running", "gone", "elsewhere"]
 
@@ -97,6 +109,8 @@ class Record(NamedTuple):
     ticket: str
     process: Process
     noted_ns: int
+    version: Version | None = None
+    ranges: Sequence[Range] = ()
 
 
 class Journal:
@@ -110,19 +124,74 @@ class Journal:
         self._connection: sqlite3.Connection | None = None
         self._process: Process | None = None
 
-    def note(self, place: str, settings: Mapping[str, str], path: str, ticket: str) -> int:
-        """Write an upload down, of this process; the record's number."""
+    @property
+    def process(self) -> Process:
+        """This one."""
         if self._process is None or self._process.pid != os.getpid():
             self._process = Process.current()
+        return self._process
+
+    def note(
+        self,
+        place: str,
+        settings: Mapping[str, str],
+        path: str,
+        ticket: str,
+        version: Version | None = None,
+    ) -> int:
+        """Write an upload down, of this process; the record's number."""
         kept = json.dumps(dict(settings))
-        row = (os.fsencode(place), kept, os.fsencode(path), ticket, *self._process, time.time_ns())
+        row = (os.fsencode(place), kept, os.fsencode(path), ticket, *self.process, time.time_ns())
+        named: tuple[bytes | None, str | None, int | None] = (None, None, None)
+        if version is not None:
+            named = (os.fsencode(version.source), version.validator, version.size)
         with self._mapped():
             cursor = self._open().execute(
-                "INSERT INTO uploads (place, settings, path, ticket, host, boot, pid, started, noted_ns)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                row,
+                "INSERT INTO uploads (place, settings, path, ticket, host, boot, pid, started, noted_ns,"
+                " source, validator, size) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (*row, *named),
             )
             return cursor.lastrowid or 0
+
+    def reached(self, number: int, ranges: Sequence[Range]) -> None:
+        """Write down what there is of an upload."""
+        with self._mapped():
+            self._open().execute(
+                "UPDATE uploads SET ranges = ? WHERE id = ?", (json.dumps(ranges), number)
+            )
+
+    def unfinished(self, place: str, path: str) -> list[Record]:
+        """The uploads to that path that can be gone on with, whoever has them in hand."""
+        return self._records(
+            "WHERE place = ? AND path = ? AND source IS NOT NULL",
+            (os.fsencode(place), os.fsencode(path)),
+        )
+
+    def can_take(self, record: Record) -> bool:
+        """True when nobody works on that upload: its process, on this machine, is gone, or is ours."""
+        return record.process == self.process or record.process.state() == "gone"
+
+    def is_sound(self, record: Record) -> bool:
+        """True when what the record says was written must be there: nothing was asked to reach the disk,
+        so another boot of the machine may have lost it."""
+        version = record.version
+        position = 0
+        for start, stop in record.ranges:
+            if not position <= start < stop <= (version.size if version else 0):
+                return False
+            position = stop
+        return bool(record.process.boot) and record.process.boot == self.process.boot
+
+    def claim(self, record: Record) -> bool:
+        """Make the upload of a process that is gone ours; False when another was faster."""
+        old, new = record.process, self.process
+        with self._mapped():
+            cursor = self._open().execute(
+                "UPDATE uploads SET host = ?, boot = ?, pid = ?, started = ?"
+                " WHERE id = ? AND host = ? AND boot = ? AND pid = ? AND started = ?",
+                (*new, record.id, *old),
+            )
+            return cursor.rowcount == 1
 
     def forget(self, number: int) -> None:
         """Drop a record; one that is gone is fine."""
@@ -131,12 +200,14 @@ class Journal:
 
     def records(self) -> list[Record]:
         """All that is written down, the oldest first. Makes nothing where there is nothing."""
+        return self._records("", ())
+
+    def _records(self, where: str, values: tuple[bytes, ...]) -> list[Record]:
         if self._connection is None and not os.path.exists(self._path):
             return []
         with self._mapped():
             rows = self._open().execute(
-                "SELECT id, place, settings, path, ticket, host, boot, pid, started, noted_ns"
-                " FROM uploads ORDER BY id"
+                f"SELECT {_COLUMNS} FROM uploads {where} ORDER BY id", values
             )
             return [_record(row) for row in rows]
 
@@ -161,12 +232,23 @@ class Journal:
                 if version > _VERSION:
                     raise sqlite3.DatabaseError("it was written by a later fastsync")
                 if version < _VERSION:
-                    connection.execute(f"PRAGMA user_version = {_VERSION}")
+                    self._bring_up(connection)
             except BaseException:
                 connection.close()
                 raise
             self._connection = connection
         return self._connection
+
+    @staticmethod
+    def _bring_up(connection: sqlite3.Connection) -> None:
+        """Give a file of an earlier version what it lacks; two processes may come to this at once."""
+        connection.execute("BEGIN IMMEDIATE")
+        known = {row[1] for row in connection.execute("PRAGMA table_info(uploads)")}
+        for column in _ADDED:
+            if column.partition(" ")[0] not in known:
+                connection.execute(f"ALTER TABLE uploads ADD COLUMN {column}")
+        connection.execute(f"PRAGMA user_version = {_VERSION}")
+        connection.execute("COMMIT")
 
     @contextlib.contextmanager
     def _mapped(self) -> Iterator[None]:
@@ -182,9 +264,11 @@ class Journal:
             raise from_os_error(error, self._path) from error
 
 
-def _record(row: tuple[int, bytes, str, bytes, str, str, str, int, str, int]) -> Record:
-    number, place, settings, path, ticket, host, boot, pid, started, noted_ns = row
+def _record(row: tuple[Any, ...]) -> Record:
+    number, place, settings, path, ticket, host, boot, pid, started, noted_ns, *more = row
     process = Process(host, boot, pid, started)
+    source, validator, size, ranges = more
+    version = None if source is None else Version(os.fsdecode(source), validator, size)
     return Record(
         number,
         os.fsdecode(place),
@@ -193,4 +277,6 @@ def _record(row: tuple[int, bytes, str, bytes, str, str, str, int, str, int]) ->
         ticket,
         process,
         noted_ns,
+        version,
+        [(start, stop) for start, stop in json.loads(ranges or "[]")],
     )

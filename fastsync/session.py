@@ -13,8 +13,9 @@ from fastsync.backend import Backend, Sink, Source, StoreOptions
 from fastsync.errors import FastsyncError, UsageError
 from fastsync.events import Observer, Silent
 from fastsync.filters import Filter, Rule
-from fastsync.location import Location, parse
+from fastsync.location import LOCAL_SCHEME, Location, parse
 from fastsync.registry import Registry
+from fastsync.resuming import Range, Unfinished, Version
 from fastsync.settings import Settings, Side, is_secret
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class _Watched(Mapping[str, str]):
 
 
 class Uploads:
-    """Writes down uploads of open stores (see `fastsync.transfer.UploadLog`). A journal that cannot be
+    """Writes down uploads of open stores (see `fastsync.resuming.UploadLog`). A journal that cannot be
     written is worth a note, and no reason not to copy."""
 
     def __init__(self, request: Request, folder: str) -> None:
@@ -102,38 +103,85 @@ class Uploads:
         self._folder = folder
         self._journal: Journal | None = None
         self._is_broken = False
+        self._in_hand: set[int] = set()
 
-    def note(self, sink: Sink, path: str, ticket: str) -> int:
-        """A number for `forget`; 0 when it could not be written down."""
+    def note(self, sink: Sink, path: str, ticket: str, version: Version | None = None) -> int:
+        """A number for the others; 0 when it could not be written down."""
         if self._is_broken:
             return 0
-        from fastsync.journal import Journal  # 10 ms, for stores where uploads can stay behind
-
-        if self._journal is None:
-            self._journal = Journal(self._folder)
-        location = sink.location
-        settings = self._request.place_settings(location, "destination")
+        settings = self._request.place_settings(sink.location, "destination")
         kept = {key: value for key, value in settings.items() if not is_secret(key)}
-        place = str(dataclasses.replace(location, password=None))
         try:
-            return self._journal.note(place, kept, path, ticket)
+            noted = self._open().note(_lasting(sink), kept, path, ticket, version)
         except FastsyncError as error:
-            self._is_broken = True
-            self._request.observer.note(
-                f"uploads that are cut off will not be found again: {error}"
-            )
+            self._give_up(error)
             return 0
+        self._in_hand.add(noted)
+        return noted
+
+    def reached(self, noted: int, ranges: Sequence[Range]) -> None:
+        """See `UploadLog.reached`."""
+        if noted and not self._is_broken:
+            try:
+                self._open().reached(noted, ranges)
+            except FastsyncError as error:
+                self._give_up(error)
+
+    def take_up(self, sink: Sink, path: str, version: Version) -> list[Unfinished]:
+        """See `UploadLog.take_up`; one that fits comes first."""
+        if self._is_broken:
+            return []
+        try:
+            journal = self._open()
+            taken = []
+            for record in journal.unfinished(_lasting(sink), path):
+                if record.id in self._in_hand or not journal.can_take(record):
+                    continue
+                if journal.claim(record):
+                    self._in_hand.add(record.id)
+                    fits = record.version == version and journal.is_sound(record)
+                    ranges = list(record.ranges) if fits else None
+                    taken.append(Unfinished(record.id, record.ticket, ranges))
+        except FastsyncError as error:
+            self._give_up(error)
+            return []
+        return sorted(taken, key=lambda one: one.ranges is None)
+
+    def let_go(self, noted: int) -> None:
+        """See `UploadLog.let_go`."""
+        self._in_hand.discard(noted)
 
     def forget(self, noted: int) -> None:
+        """See `UploadLog.forget`."""
+        self._in_hand.discard(noted)
         if self._journal is not None and noted and not self._is_broken:
             try:
                 self._journal.forget(noted)
             except FastsyncError:
                 self._is_broken = True  # the record does no harm
 
+    def _open(self) -> Journal:
+        from fastsync.journal import Journal  # 10 ms, for uploads that can stay behind
+
+        if self._journal is None:
+            self._journal = Journal(self._folder)
+        return self._journal
+
+    def _give_up(self, error: FastsyncError) -> None:
+        self._is_broken = True
+        self._request.observer.note(f"uploads that are cut off will not be found again: {error}")
+
     def close(self) -> None:
         if self._journal is not None:
             self._journal.close()
+
+
+def _lasting(sink: Sink) -> str:
+    """The store's place as a later process finds it, whatever directory that one runs in."""
+    location = sink.location
+    if location.scheme == LOCAL_SCHEME:
+        return sink.address().removeprefix(f"{LOCAL_SCHEME}://")
+    return str(dataclasses.replace(location, password=None))
 
 
 class Session:

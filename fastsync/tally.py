@@ -48,6 +48,10 @@ class Tally:
         """Bytes have moved; whatever becomes of their file."""
         self.totals.bytes_done += nbytes
 
+    def resumed(self, nbytes: int, /) -> None:
+        """Bytes of a planned file are there from an earlier run: they need not move."""
+        self.totals.planned_bytes -= nbytes
+
     def planned(self, size: int | None) -> None:
         self.totals.planned_files += 1
         self.totals.planned_bytes += size or 0

@@ -14,10 +14,10 @@ A part that fails for a passing reason is tried again by itself.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import IO, Final, Literal, Protocol, TypeAlias
+from typing import IO, Final, Literal, TypeAlias
 
 from fastsync.backend import (
     READ_BUFFER,
@@ -27,7 +27,6 @@ from fastsync.backend import (
     Downloads,
     Entry,
     Grid,
-    LeavesTraces,
     Limits,
     LocalFiles,
     LocalUpload,
@@ -46,24 +45,13 @@ from fastsync.backend import (
 from fastsync.budget import Budget
 from fastsync.errors import Changed, FastsyncError, IntegrityError, Unsupported, from_os_error
 from fastsync.patience import persistently
+from fastsync.resuming import Trace, UploadLog, begin, gaps, version_of
 from fastsync.workers import run_all
 
 Route: TypeAlias = Literal["within", "whole", "parts", "stream"]
 
 # A stream's parts share the memory with parts on their way out; so many keep the way full.
 STREAM_PARTS: Final = 8
-
-
-class UploadLog(Protocol):
-    """Where uploads that a killed process would leave behind are written down."""
-
-    def note(self, sink: Sink, path: str, ticket: str) -> int:
-        """Write one down, before its first byte moves; what `forget` needs."""
-        ...
-
-    def forget(self, noted: int) -> None:
-        """It was finished or dropped."""
-        ...
 
 
 def _never(_attempt: int) -> bool:
@@ -73,13 +61,15 @@ def _never(_attempt: int) -> bool:
 @dataclass(frozen=True, slots=True)
 class Lanes:
     """What one run shares among its transfers: streams in flight, bytes in memory, a part's size, how
-    often a part may be tried again, and where uploads are written down."""
+    often a part may be tried again, where uploads are written down, and who hears of bytes that are there
+    from an earlier process."""
 
     streams: Budget
     memory: Budget
     chunk_size: int
     may_retry: Callable[[int], bool] = _never
     log: UploadLog | None = None
+    resumed: Callable[[int], None] = lambda _nbytes: None
 
 
 def copies_within(source: Source, sink: Sink) -> bool:
@@ -132,7 +122,7 @@ async def transfer(
 
     `old` is what was listed at `path`. Raises Changed when the source is no longer `entry`,
     IntegrityError when lengths or digests disagree; then nothing is visible at `path` and nothing is left
-    behind.
+    behind, except what a later process can go on with (`options.resumable`).
     """
     route = choose_route(entry, source, sink, lanes.chunk_size)
     chunk = lanes.chunk_size
@@ -150,50 +140,47 @@ async def transfer(
         entry = download.entry
     if entry.mtime_ns is None and entry.stored_ns is not None:
         entry = entry._replace(mtime_ns=entry.stored_ns)  # the best there is to say of its age
-    upload = await persistently(
-        lambda: sink.upload(path, entry, options, part_size, old), lanes.may_retry
+    version = None
+    if options.resumable:
+        version = version_of(source, entry, download) if route == "parts" else None
+        options = dataclasses.replace(
+            options, resumable=version is not None and lanes.log is not None
+        )
+    trace = await persistently(
+        lambda: begin(sink, path, entry, options, part_size, old, version, lanes.log),
+        lanes.may_retry,
     )
-    with _noted(sink, path, upload, lanes):
-        try:
-            move = _Move(source, download, upload, entry, lanes, progress)
-            if in_one and entry.size is not None and offers(upload, LocalUpload):
-                size = entry.size
-                await move.parts(size)  # a single one, which moves as parts do
-            elif route == "stream" or entry.size is None:
-                grid = Grid(part_size, entry.size is None, sink.limits.max_part)
-                size = await move.stream(grid)
-            else:
-                size = entry.size
-                await move.parts(part_size)
-            made = await persistently(lambda: upload.commit(size), lanes.may_retry)
-        except BaseException:
-            # Not even a second cancellation may leave a half file or an orphan upload.
-            await asyncio.shield(upload.abort())
-            raise
+    upload = trace.upload
+    try:
+        lanes.resumed(sum(stop - start for start, stop in trace.done))
+        move = _Move(source, download, trace, upload, entry, lanes, progress)
+        if in_one and entry.size is not None and offers(upload, LocalUpload):
+            size = entry.size
+            await move.parts(size)  # a single one, which moves as parts do
+        elif route == "stream" or entry.size is None:
+            grid = Grid(part_size, entry.size is None, sink.limits.max_part)
+            size = await move.stream(grid)
+        else:
+            size = entry.size
+            await move.parts(part_size)
+        made = await persistently(lambda: upload.commit(size), lanes.may_retry)
+    except BaseException as error:
+        # Not even a second cancellation may leave a half file or an orphan upload.
+        await asyncio.shield(trace.give_up(error))
+        raise
+    trace.end()
     if made.size != size:
         raise IntegrityError(f"{size} bytes were sent, the store has {made.size}", where=path)
     return made
 
 
-@contextlib.contextmanager
-def _noted(sink: Sink, path: str, upload: Upload, lanes: Lanes) -> Iterator[None]:
-    """Keep the upload written down for as long as it could be left behind."""
-    if lanes.log is None or not offers(upload, LeavesTraces) or upload.ticket is None:
-        yield
-        return
-    noted = lanes.log.note(sink, path, upload.ticket)
-    try:
-        yield
-    finally:
-        if upload.ticket is None:  # else it could not be dropped, and is left to a later process
-            lanes.log.forget(noted)
-
-
 class _Once:
     """Tells of a part's bytes once, however often the part is tried."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, trace: Trace, start: int) -> None:
         self._progress = progress
+        self._trace = trace
+        self._start = start
         self._told = 0
         self._now = 0
 
@@ -205,6 +192,7 @@ class _Once:
         if self._now > self._told:
             self._progress(self._now - self._told)
             self._told = self._now
+            self._trace.reached(self._start, self._start + self._told)
 
 
 @dataclass(slots=True)
@@ -213,6 +201,7 @@ class _Move:
 
     source: Source
     download: Download | None
+    trace: Trace
     upload: Upload
     entry: Entry
     lanes: Lanes
@@ -228,7 +217,11 @@ class _Move:
         try:
             if offers(source, LocalFiles) and offers(upload, WritesFromFile):
                 self.file = await source.open_file(self.entry)
-            ranges = list(parts(size, part_size))
+            ranges = [
+                (start + low, start + high)
+                for start, stop in gaps(size, self.trace.done)
+                for low, high in parts(stop - start, part_size)
+            ]
             if len(ranges) == 1:
                 await self._part(*ranges[0])
             elif ranges:
@@ -244,7 +237,7 @@ class _Move:
                 self.file.close()
 
     async def _part(self, start: int, stop: int) -> None:
-        once = _Once(self.progress)
+        once = _Once(self.progress, self.trace, start)
 
         async def move() -> None:
             once.restart()
@@ -381,7 +374,7 @@ class _Move:
                 piece = feed.take(length - taken)
                 await _stage(file, start + taken, piece)
                 taken += len(piece)
-            once = _Once(self.progress)
+            once = _Once(self.progress, self.trace, start)
 
             async def write() -> None:
                 once.restart()

@@ -113,6 +113,7 @@ def write_options(settings: Settings, sink: Sink) -> WriteOptions:
         durable=settings.durable,
         sparse=settings.sparse,
         guarded=settings.fail_on_conflict or (settings.ignore_existing and guards),
+        resumable=settings.resume,
     )
 
 

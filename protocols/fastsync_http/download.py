@@ -41,6 +41,14 @@ class HttpDownload:
         self._reached: dict[int, int] = {}
         self._goes_on = True
 
+    @property
+    def validator(self) -> str | None:
+        """See `Validated.validator`. Of an address with a query, which is not written down, a date would
+        say too little."""
+        if self._what is None or (self._what.etag is None and self._store.location.query):
+            return None
+        return self._what.strong
+
     # -- requests and answers ----------------------------------------------------------------------------
 
     def _is_whole(self, start: int, stop: int | None) -> bool:

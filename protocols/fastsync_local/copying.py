@@ -293,10 +293,17 @@ class Target:
 
     __slots__ = ("_directory", "_name", "_rules", "_temporary", "fd")
 
-    def __init__(self, directory: int, name: str, names: Names, rules: Rules) -> None:
+    def __init__(
+        self, directory: int, name: str, names: Names, rules: Rules, left: str | None = None
+    ) -> None:
+        """Begin a file, or go on with the one that was `left` under that temporary name. Raises OSError."""
         self._directory = directory
         self._name = name
         self._rules = rules
+        if left is not None:
+            self._temporary = left
+            self.fd = os.open(left, _INPLACE & ~os.O_CREAT, dir_fd=directory)
+            return
         self._temporary = name if rules.inplace else names.new()
         while True:
             try:
@@ -336,6 +343,18 @@ class Target:
         if not rules.inplace:
             insist(self._directory, self._rename)
             self._temporary = ""
+
+    @property
+    def temporary(self) -> str:
+        """The name until `finish`."""
+        return self._temporary
+
+    def leave(self) -> None:
+        """Let go of it as it is, under its temporary name. Idempotent."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+        self._temporary = ""
 
     def drop(self) -> None:
         """Leave nothing behind. Idempotent; an in-place target stays, as its user accepted."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import stat
 from collections.abc import Callable
+from typing import Final, NamedTuple
 
 from fastsync.backend import READ_BUFFER, Buffer, Entry, PinnedFile, WriteOptions
-from fastsync.errors import Changed, IntegrityError, from_os_error
+from fastsync.errors import Changed, IntegrityError, UsageError, from_os_error
 from fastsync_local.copying import Rules, Target, same_state, write_all
 from fastsync_local.crew import Crew
 
@@ -32,6 +36,39 @@ class LocalFile:
             self._fd = -1
 
 
+class Left(NamedTuple):
+    """A file that an upload left behind: its directory below the root, its temporary name, and which
+    file that was."""
+
+    directory: str
+    name: str
+    device: int
+    inode: int
+
+    @classmethod
+    def read(cls, ticket: str) -> Left:
+        """What a ticket says. Raises UsageError for one that is not ours."""
+        try:
+            left = cls(*json.loads(ticket))
+            if _TEMPORARY.fullmatch(left.name) is None:
+                raise ValueError(left.name)
+        except (ValueError, TypeError) as error:
+            raise UsageError("not the ticket of a file on a disk") from error
+        return left
+
+    def is_at(self, status: os.stat_result) -> bool:
+        """True for the file itself, untouched by others: in a shared directory anybody may move files."""
+        return (
+            stat.S_ISREG(status.st_mode)
+            and (status.st_dev, status.st_ino) == (self.device, self.inode)
+            and (status.st_uid, status.st_nlink) == (os.geteuid(), 1)
+            and not status.st_mode & 0o077
+        )
+
+
+_TEMPORARY: Final = re.compile(r"\.fs-[0-9a-f]{16}\.part")
+
+
 class LocalUpload:
     """See `Upload`. Keeps account of the ranges written: a hole nobody wrote is never committed."""
 
@@ -54,6 +91,16 @@ class LocalUpload:
         self._options = options
         self._covered: list[tuple[int, int]] = []
         self._open = True
+        self._left: Left | None = None
+        if options.resumable and not options.inplace:
+            status = os.fstat(target.fd)
+            folder = path.rpartition("/")[0]
+            self._left = Left(folder, target.temporary, status.st_dev, status.st_ino)
+
+    @property
+    def ticket(self) -> str | None:
+        """See `LeavesTraces.ticket`."""
+        return None if self._left is None else json.dumps(self._left)
 
     def fileno(self) -> int:
         return self._target.fd
@@ -106,7 +153,19 @@ class LocalUpload:
         """What `abort` does, for a caller on a thread."""
         if self._open:
             self._open = False
+            self._left = None
             self._target.drop()
+            os.close(self._directory)
+
+    async def leave(self) -> None:
+        """See `Leavable.leave`."""
+        self.let_go()
+
+    def let_go(self) -> None:
+        """What `leave` does, for a caller on a thread."""
+        if self._open:
+            self._open = False
+            self._target.leave()
             os.close(self._directory)
 
 

@@ -51,7 +51,7 @@ from fastsync_local.copying import (
     umask,
 )
 from fastsync_local.crew import TELL_EVERY, Crew
-from fastsync_local.files import LocalFile, LocalUpload, digest, rules_for
+from fastsync_local.files import Left, LocalFile, LocalUpload, digest, rules_for
 from fastsync_local.held import HeldDirectories, Root, insist
 from fastsync_local.lanes import Lane, LaneFailed
 from fastsync_local.small import read_files, write_files
@@ -321,7 +321,9 @@ class LocalStore:
             lambda: self._upload(path, like, options), undo=LocalUpload.drop
         )
 
-    def _upload(self, path: str, like: Entry, options: WriteOptions) -> LocalUpload:
+    def _upload(
+        self, path: str, like: Entry, options: WriteOptions, left: Left | None = None
+    ) -> LocalUpload:
         directory, name = split(path)
         with self._held_target(path) as held:
             fd = held.get(directory, create=True)
@@ -333,11 +335,55 @@ class LocalStore:
                 rules = rules_for(options)
                 rules.mode = options.mode and like.mode is not None
                 rules.mtime = options.mtime and like.mtime_ns is not None
-                target = Target(own, name, Names(), rules)
+                target = Target(own, name, Names(), rules, None if left is None else left.name)
             except BaseException:
                 os.close(own)
                 raise
         return LocalUpload(self._crew, own, target, path, like, self.where(path), options)
+
+    async def resume_upload(
+        self,
+        ticket: str,
+        path: str,
+        like: Entry,
+        options: WriteOptions,
+        covered: Sequence[tuple[int, int]],
+    ) -> LocalUpload | None:
+        """See `ResumesUploads.resume_upload`."""
+        left = Left.read(ticket)
+
+        def work() -> LocalUpload | None:
+            try:
+                upload = self._upload(path, like, options, left)
+            except FastsyncError:  # gone, or nothing that a new upload would not tell better
+                return None
+            status = os.fstat(upload.fileno())
+            end = max((stop for _, stop in covered), default=0)
+            if not left.is_at(status) or status.st_size < end:
+                upload.let_go()
+                return None
+            for start, stop in covered:
+                upload.covers(start, stop)
+            return upload
+
+        def undo(upload: LocalUpload | None) -> None:
+            if upload is not None:
+                upload.let_go()
+
+        return await self._crew.in_thread(work, undo=undo)
+
+    async def drop_upload(self, ticket: str) -> None:
+        """See `DropsUploads.drop_upload`."""
+        left = Left.read(ticket)
+
+        def work() -> None:
+            with self._held_target("", create=False) as held:
+                directory = held.get(left.directory)
+                if left.is_at(os.lstat(left.name, dir_fd=directory)):
+                    insist(directory, lambda: os.unlink(left.name, dir_fd=directory))
+
+        with contextlib.suppress(NotFound):
+            await self._crew.in_thread(work)
 
     async def write_whole(
         self, jobs: Sequence[WholeJob], options: WriteOptions

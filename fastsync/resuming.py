@@ -1,0 +1,224 @@
+"""Going on where an earlier process ended: which upload it left behind, and which ranges of it are there.
+
+An upload is written down before its first byte moves, with the version of the file that it is of and, as
+parts arrive, with how far they came. Whoever wants to write the same version to the same place takes it up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple, Protocol, TypeAlias
+
+from fastsync.backend import (
+    Download,
+    DropsUploads,
+    Entry,
+    Leavable,
+    LeavesTraces,
+    ResumesUploads,
+    Sink,
+    Source,
+    Upload,
+    Validated,
+    WriteOptions,
+    offers,
+)
+from fastsync.errors import Changed, DestinationFull, FastsyncError, IntegrityError
+
+Range: TypeAlias = tuple[int, int]
+
+# A killed process loses what it did in that time, and what a part has not reported yet.
+_WRITE_DOWN_AFTER_S: Final = 0.5
+# After these, what was written is wrong, or in the way.
+_POINTLESS: Final = (Changed, IntegrityError, DestinationFull)
+
+
+class Version(NamedTuple):
+    """One version of one file: its place, without secrets, what tells the version, and its size."""
+
+    source: str
+    validator: str
+    size: int
+
+
+class Unfinished(NamedTuple):
+    """An upload of an earlier process that is ours to end; `ranges` are of the wanted version, None if it
+    is of another and can only be dropped."""
+
+    noted: int
+    ticket: str
+    ranges: list[Range] | None
+
+
+class UploadLog(Protocol):
+    """Where uploads that a killed process would leave behind are written down."""
+
+    def note(self, sink: Sink, path: str, ticket: str, version: Version | None = None) -> int:
+        """Write one down, before its first byte moves; what the others need."""
+        ...
+
+    def reached(self, noted: int, ranges: Sequence[Range]) -> None:
+        """These ranges of it are written."""
+        ...
+
+    def take_up(self, sink: Sink, path: str, version: Version) -> list[Unfinished]:
+        """Uploads to that path that nobody works on any more. They are ours now."""
+        ...
+
+    def forget(self, noted: int) -> None:
+        """It was finished or dropped."""
+        ...
+
+    def let_go(self, noted: int) -> None:
+        """It was left as it is, to be taken up again."""
+        ...
+
+
+def merged(ranges: Iterable[Range]) -> list[Range]:
+    """The same ranges in order, those that meet put together."""
+    whole: list[Range] = []
+    for start, stop in sorted(ranges):
+        if whole and start <= whole[-1][1]:
+            whole[-1] = whole[-1][0], max(stop, whole[-1][1])
+        elif start < stop:
+            whole.append((start, stop))
+    return whole
+
+
+def gaps(size: int, ranges: Iterable[Range]) -> list[Range]:
+    """What of [0, size) is in none of the ranges."""
+    missing: list[Range] = []
+    position = 0
+    for start, stop in merged(ranges):
+        if position < start:
+            missing.append((position, start))
+        position = stop
+    if position < size:
+        missing.append((position, size))
+    return missing
+
+
+def version_of(source: Source, entry: Entry, download: Download | None) -> Version | None:
+    """The version that is read, None where a later process could not tell it from another."""
+    if download is None or entry.size is None or not offers(download, Validated):
+        return None
+    validator = download.validator
+    if validator is None:
+        return None
+    return Version(str(source.location.child(entry.path)), validator, entry.size)
+
+
+class Trace:
+    """An upload, written down for as long as it could be left behind, and the ranges written so far."""
+
+    def __init__(
+        self,
+        upload: Upload,
+        log: UploadLog | None = None,
+        noted: int = 0,
+        *,
+        done: Sequence[Range] = (),
+        resumable: bool = False,
+    ) -> None:
+        self.upload = upload
+        self.done: Final = tuple(done)
+        self._log = log
+        self._noted = noted
+        self._resumable = resumable
+        self._reached: dict[int, int] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def reached(self, start: int, stop: int) -> None:
+        """The bytes [start, stop) are written. Cheap."""
+        if not self._resumable:
+            return
+        self._reached[start] = stop
+        if self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(_WRITE_DOWN_AFTER_S, self._write_down)
+
+    def _write_down(self) -> None:
+        self._stop_timer()
+        if self._log is not None:
+            self._log.reached(self._noted, merged([*self.done, *self._reached.items()]))
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    async def give_up(self, error: BaseException) -> None:
+        """The transfer ends with that error: leave what is worth going on with, and else nothing."""
+        is_worth = bool(self.done or self._reached) and not isinstance(error, _POINTLESS)
+        if self._resumable and is_worth and await self._leave(self.upload):
+            return
+        await self.upload.abort()
+        self.end()
+
+    async def _leave(self, upload: object) -> bool:
+        """Leave it as it is; False when it is gone, or committed already."""
+        if self._log is None or not offers(upload, Leavable) or upload.ticket is None:
+            return False
+        self._write_down()
+        await upload.leave()
+        self._log.let_go(self._noted)
+        return True
+
+    def end(self) -> None:
+        """It is finished or dropped. One that could not be dropped is left to a later process."""
+        self._stop_timer()
+        if self._log is not None and self._noted and _ticket_of(self.upload) is None:
+            self._log.forget(self._noted)
+
+
+async def begin(
+    sink: Sink,
+    path: str,
+    entry: Entry,
+    options: WriteOptions,
+    part_size: int,
+    old: Entry | None,
+    version: Version | None,
+    log: UploadLog | None,
+) -> Trace:
+    """The upload of a file: of the wanted version, from where an earlier process left it, else a new one.
+    Raises what `Sink.upload` does."""
+    if log is not None and version is not None:
+        for left in log.take_up(sink, path, version):
+            resumed = await _resume(sink, left, path, entry, options)
+            if resumed is not None:
+                return Trace(resumed, log, left.noted, done=left.ranges or (), resumable=True)
+            await _drop(sink, left, log)
+    upload = await sink.upload(path, entry, options, part_size, old)
+    ticket = _ticket_of(upload)
+    if log is None or ticket is None:
+        return Trace(upload)
+    try:
+        noted = log.note(sink, path, ticket, version)
+        return Trace(upload, log, noted, resumable=version is not None and noted != 0)
+    except BaseException:
+        await asyncio.shield(upload.abort())
+        raise
+
+
+def _ticket_of(upload: Upload) -> str | None:
+    return upload.ticket if offers(upload, LeavesTraces) else None
+
+
+async def _resume(
+    sink: Sink, left: Unfinished, path: str, entry: Entry, options: WriteOptions
+) -> Upload | None:
+    if not left.ranges or not offers(sink, ResumesUploads):
+        return None
+    return await sink.resume_upload(left.ticket, path, entry, options, left.ranges)
+
+
+async def _drop(sink: Sink, left: Unfinished, log: UploadLog) -> None:
+    try:
+        if offers(sink, DropsUploads):
+            await sink.drop_upload(left.ticket)
+    except FastsyncError:
+        log.let_go(left.noted)  # `jobs clean` will say why
+    else:
+        log.forget(left.noted)
