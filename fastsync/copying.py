@@ -18,6 +18,7 @@ from fastsync.works import (
     into,
     is_directory,
     named,
+    refuse_list,
     tree,
     untrusted,
 )
@@ -52,6 +53,7 @@ async def run_sync(source: Place, destination: Place, request: Request) -> Summa
             if entry.kind == "dir":
                 work = await tree(session, store, target, is_sync=True, root=entry)
             else:
+                refuse_list(session, location)
                 if target.is_directory_like or await is_directory(session, target):
                     target = into(target, location)
                 work = await file(session, store, target)

@@ -16,7 +16,7 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from fastsync.backend import Entry
 from fastsync.errors import UsageError
@@ -122,6 +122,29 @@ class Glob:
         return self._way is not None and self._way(directory) is not None
 
 
+class Chooser(Protocol):
+    """A choice of paths besides the rules; what it leaves out stays out, whatever they say."""
+
+    @property
+    def is_scope(self) -> bool:
+        """True when what is left out is no part of the run, so that nothing may delete it."""
+        ...
+
+    def takes(self, path: str, is_dir: bool) -> bool: ...
+
+    def enters(self, path: str) -> bool:
+        """False when nothing below the directory at `path` is taken."""
+        ...
+
+    def may_delete(self, path: str) -> bool:
+        """True when what is taken, and not in the source, may go."""
+        ...
+
+    def reason(self, path: str, is_dir: bool) -> str:
+        """Why `path` is left out."""
+        ...
+
+
 class Filter:
     """The rules and bounds of a run, for both listings. Threads may share one.
 
@@ -142,6 +165,7 @@ class Filter:
         newer_than_ns: int | None = None,
         older_than_ns: int | None = None,
         max_depth: int | None = None,
+        choosers: Sequence[Chooser] = (),
     ) -> None:
         _check_bounds(min_size, max_size, newer_than_ns, older_than_ns, max_depth)
         self._min_size = min_size
@@ -149,6 +173,7 @@ class Filter:
         self._newer_than_ns = newer_than_ns
         self._older_than_ns = older_than_ns
         self._max_depth = max_depth
+        self._choosers = choosers
         bounds = (min_size, max_size, newer_than_ns, older_than_ns)
         self._bounded = any(bound is not None for bound in bounds)
         self._branches = _compile(rules)
@@ -170,7 +195,9 @@ class Filter:
     @property
     def is_empty(self) -> bool:
         """True when everything is kept, so that a caller may skip the question."""
-        return not self._branches and not self._bounded and self._max_depth is None
+        return not (
+            self._branches or self._bounded or self._max_depth is not None or self._choosers
+        )
 
     @property
     def is_bounded(self) -> bool:
@@ -187,7 +214,25 @@ class Filter:
 
     def prune(self, path: str) -> bool:
         """True when the directory at `path` need not be entered: nothing below it can be kept."""
-        return not self._directory(path).entered
+        if not self._directory(path).entered:
+            return True
+        return not all(chooser.enters(path) for chooser in self._choosers)
+
+    def prune_scope(self, path: str) -> bool:
+        """The same for what is no part of the run, with or without excluded entries."""
+        if self._max_depth is not None and path.count("/") + 1 >= self._max_depth:
+            return True
+        return any(each.is_scope and not each.enters(path) for each in self._choosers)
+
+    def may_delete(self, entry: Entry, *, excluded: bool = False) -> bool:
+        """True when `entry`, which the source does not have, may go; `excluded` if what the filters
+        leave out may go as well. What lies too deep, or on no list, never may."""
+        path = entry.path
+        if self._max_depth is not None and path.count("/") >= self._max_depth:
+            return False
+        if not all(each.may_delete(path) for each in self._choosers if each.is_scope):
+            return False
+        return excluded or self.keep(entry)
 
     def select(self, entries: list[Entry], *, bounds: bool = True) -> list[Entry]:
         """The entries to keep, in their order, also those out of bounds if `bounds` is false. Runs of
@@ -210,6 +255,8 @@ class Filter:
                 if found is not None and found.lastindex is None:
                     continue
             kept.append(entry)
+        for chooser in self._choosers:
+            kept = [entry for entry in kept if chooser.takes(entry[0], entry[1] == "dir")]
         if self._bounded and bounds:
             return [entry for entry in kept if self._out_of_bounds(entry) is None]
         return kept
@@ -223,7 +270,12 @@ class Filter:
             if not included:
                 return f"excluded: {directory}/ is {reason}"
             slash = entry.path.find("/", slash + 1)
-        included, reason = self._decision(entry.path, is_dir=entry.kind == "dir")
+        is_dir = entry.kind == "dir"
+        included, reason = self._decision(entry.path, is_dir=is_dir)
+        if included:
+            for chooser in self._choosers:
+                if not chooser.takes(entry.path, is_dir):
+                    return chooser.reason(entry.path, is_dir)
         bound = self._out_of_bounds(entry) if included else None
         return f"excluded by {bound}" if bound else reason
 

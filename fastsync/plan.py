@@ -289,8 +289,7 @@ class _Planner:
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
         self.page = PlanPage()
-        unprotected = rules.filter.is_empty or rules.delete_excluded
-        self._protect = None if unprotected else rules.filter.keep
+        self._chosen = None if rules.filter.is_empty else rules.filter
         self._bounds = rules.filter if rules.filter.is_bounded else None
         # Equal entries need nothing, unless the rules distrust equal times.
         self._trusts_equal = not (
@@ -529,7 +528,10 @@ class _Planner:
         self._delete(old)
 
     def _may_delete(self, old: Entry) -> bool:
-        return self.rules.delete and (self._protect is None or self._protect(old))
+        rules = self.rules
+        return rules.delete and (
+            self._chosen is None or self._chosen.may_delete(old, excluded=rules.delete_excluded)
+        )
 
     def _delete(self, old: Entry) -> None:
         if self._may_delete(old):

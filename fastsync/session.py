@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, TypeAlias
 from fastsync.backend import Backend, Sink, Source, StoreOptions
 from fastsync.errors import FastsyncError, UsageError
 from fastsync.events import Observer, Silent
-from fastsync.filters import Filter, Rule
+from fastsync.filters import Chooser, Filter, Rule
 from fastsync.location import LOCAL_SCHEME, Location, parse
 from fastsync.registry import Registry
 from fastsync.resuming import Range, Unfinished, Version
 from fastsync.settings import Settings, Side, is_secret
 
 if TYPE_CHECKING:
+    from fastsync.chosen import FileList
     from fastsync.journal import Journal
 
 # A place as a caller may write it.
@@ -55,7 +56,7 @@ class Request:
     given: frozenset[str] = frozenset()
     state_folder: str | None = None
 
-    def filter(self) -> Filter:
+    def filter(self, choosers: Sequence[Chooser] = ()) -> Filter:
         """The compiled rules; ages count from now. Raises UsageError for a bad pattern."""
         settings = self.settings
         now = time.time_ns()
@@ -70,6 +71,7 @@ class Request:
             newer_than_ns=ago(settings.max_age),
             older_than_ns=ago(settings.min_age),
             max_depth=settings.max_depth,
+            choosers=choosers,
         )
 
 
@@ -195,6 +197,12 @@ class Session:
         self._seen: set[str] = set()
         folder = request.state_folder
         self.uploads = Uploads(request, folder) if folder is not None else None
+        self.files: FileList | None = None
+        settings = request.settings
+        if settings.files_from is not None:
+            from fastsync.chosen import FileList
+
+            self.files = FileList.read(settings.files_from, null=settings.from0)
 
     async def __aenter__(self) -> Session:
         return self

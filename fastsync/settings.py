@@ -115,6 +115,11 @@ class Settings:
         "times this close are equal; by default the stores' precision",
         example="2s",
     )
+    files_from: str | None = _setting(
+        None, FILE, "take what this file lists, relative to the source", example="list.txt"
+    )
+    from0: bool = _setting(False, SWITCH, "the list of files_from has NUL after each name")
+    gitignore: bool = _setting(False, SWITCH, "leave out what .gitignore files in the source say")
     min_size: int | None = _setting(None, size(), "skip smaller files", example="1K")
     max_size: int | None = _setting(None, size(), "skip larger files", example="10G")
     min_age: float | None = _setting(None, duration(), "skip younger files", example="1m")

@@ -38,7 +38,7 @@ from fastsync.errors import (
     Unsupported,
     UsageError,
 )
-from fastsync.filters import Filter
+from fastsync.filters import Chooser, Filter
 from fastsync.location import Location
 from fastsync.names import path_key
 from fastsync.plan import Comparison, DeleteGate, PlanPage, Rules, Step, plan
@@ -98,6 +98,29 @@ def comparison_for(settings: Settings, source: Source, sink: Sink) -> Comparison
     return "newer"
 
 
+async def chosen_for(session: Session, source: Source) -> Filter:
+    """What of a source takes part. Raises UsageError, ListingError for a .gitignore out of reach."""
+    choosers: list[Chooser] = [] if session.files is None else [session.files]
+    settings = session.request.settings
+    if settings.gitignore:
+        from fastsync.chosen import ignores_of  # only for those who ask for it
+
+        options = ScanOptions(links="follow" if settings.links == "follow" else "keep")
+        prune = session.request.filter(choosers).prune
+        choosers.append(await ignores_of(source, options, prune))
+    return session.request.filter(choosers)
+
+
+def refuse_list(session: Session, location: Location) -> None:
+    """Raises UsageError for a list of files in what is no directory, or in several."""
+    if session.files is not None:
+        raise UsageError(
+            "--files-from lists what is in one directory",
+            where=str(location),
+            hint="name only that",
+        )
+
+
 def write_options(settings: Settings, sink: Sink) -> WriteOptions:
     """How `sink` is to write. Raises UsageError for a promise that it cannot keep."""
     guards = sink.limits.conditional_writes
@@ -145,7 +168,7 @@ def _scan_options(
         ours,
         links="keep",
         missing_ok=True,
-        prune=None if settings.delete_excluded else prune,
+        prune=prune if prune is None or not settings.delete_excluded else chosen.prune_scope,
     )
     return ours, theirs
 
@@ -285,7 +308,7 @@ async def tree(
     sink = await session.open_sink(target)
     write = write_options(settings, sink)
     standing = await _check_tree(source, sink, wild)
-    chosen = request.filter()
+    chosen = await chosen_for(session, source)
     rules = rules_for(request, chosen, source, sink)
     read_options, sink_options = _scan_options(request, chosen, rules, source, sink)
     if wild is None:
@@ -296,6 +319,9 @@ async def tree(
         ours = wild.scan(source, read_options, needs_recursion=True)
         ours = something(ours, f"{source.location}{wild.pattern}")
         theirs = wild.scan(sink, dataclasses.replace(sink_options, recursive=takes_all))
+    if session.files is not None:
+        missing = request.observer.note if settings.ignore_missing_args else None
+        ours = session.files.met(ours, source, missing)
     if is_sync:
         ours, theirs = _whole(ours, source), _whole(theirs, sink)
     else:
@@ -455,6 +481,8 @@ class Works:
 
     async def begin(self, locations: Sequence[Location]) -> None:
         """Look at the destination of these sources. Raises UsageError."""
+        if len(locations) > 1:
+            refuse_list(self._session, locations[1])
         target = self._target
         self._into = target.is_directory_like or await is_directory(self._session, target)
         if not self._into and (len(locations) > 1 or any(map(self._wild, locations))):
@@ -498,6 +526,7 @@ class Works:
         entry = await named(store)
         place = into(self._target, location) if self._into else self._target
         if entry.kind != "dir":
+            refuse_list(session, location)
             await self._add_file(store, entry, place)
             return
         if not settings.recursive:

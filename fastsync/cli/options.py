@@ -24,6 +24,7 @@ MORE_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "size_only": ("--if-size-differ",),
     "update": ("-u", "--if-source-newer"),
     "ignore_times": ("-I",),
+    "from0": ("-0",),
     "ignore_existing": ("--no-clobber",),
     "recursive": ("-R",),
     "archive": ("-a",),
@@ -88,7 +89,15 @@ OUTPUT: Final = (
 )
 # How a store is talked to, whatever the verb.
 WIRE: Final = ("retry_count", "stall_timeout", "request_timeout")
-_RULES: Final = ("include", "exclude")
+# What makes the ordered list of rules, with what its values are.
+_RULES: Final = {
+    "include": ("PATTERN", "include what matches; the first of all rules that matches decides"),
+    "exclude": ("PATTERN", "exclude what matches"),
+    "filter": ("RULE", "the same, written '+ PATTERN' or '- PATTERN'"),
+    "include_from": ("FILE", "patterns to include, one on each line"),
+    "exclude_from": ("FILE", "patterns to exclude, one on each line"),
+    "filter_from": ("FILE", "rules '+ PATTERN' or '- PATTERN', one on each line"),
+}
 _ORDER: Final = "fastsync.rule_order"
 
 
@@ -108,10 +117,10 @@ class GroupedCommand(click.Command):
 
 
 class RuledCommand(GroupedCommand):
-    """A command that remembers the order of its --include and --exclude options: the first match wins."""
+    """A command that remembers the order of its rules: the first match wins."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if any(arg.startswith(("--include", "--exclude")) for arg in args):
+        if any(arg.startswith(("--include", "--exclude", "--filter")) for arg in args):
             _, _, order = self.make_parser(ctx).parse_args(list(args))
             ctx.meta[_ORDER] = [each.name for each in order if each.name in _RULES]
         return super().parse_args(ctx, args)
@@ -145,16 +154,9 @@ def with_options(
         for name in names:
             made.extend(_options_of(SETTINGS[name], more.get(name, ())))
         if rules:
-            for rule in _RULES:
-                made.append(
-                    click.option(
-                        f"--{rule}",
-                        rule,
-                        multiple=True,
-                        metavar="PATTERN",
-                        help=f"{rule} what matches; rules are tried in order, the first match wins",
-                    )
-                )
+            for rule, (metavar, about) in _RULES.items():
+                flag = "--" + rule.replace("_", "-")
+                made.append(click.option(flag, rule, multiple=True, metavar=metavar, help=about))
         made.append(
             click.option(
                 "--profile", metavar="NAME", help="settings for a kind of link: wan, lan ..."
@@ -244,11 +246,20 @@ def request_for(
 
 
 def rules_of(context: click.Context, values: Mapping[str, Any]) -> list[Rule]:
-    """The --include and --exclude rules in the order of the command line. Raises UsageError."""
+    """The rules in the order of the command line, those of files included. Raises UsageError."""
     order: Sequence[str] = context.meta.get(_ORDER, ())
     if not order:
         return []
-    from fastsync.filters import Rule
+    from functools import partial
 
-    patterns = {name: iter(values.get(name, ())) for name in _RULES}
-    return [Rule(name == "include", next(patterns[name])) for name in order]
+    from fastsync.chosen import rules_from
+    from fastsync.filters import Rule, parse_rule
+
+    given = {name: iter(values.get(name, ())) for name in _RULES}
+    rules: list[Rule] = []
+    for name in order:
+        value = next(given[name])
+        kind, _, is_file = name.partition("_")
+        read = parse_rule if kind == "filter" else partial(Rule, kind == "include")
+        rules += rules_from(value, read) if is_file else [read(value)]
+    return rules

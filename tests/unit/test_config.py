@@ -704,7 +704,9 @@ def test_the_document_names_every_setting_with_its_default_and_flag() -> None:
             default = f"`{plain}`"
         flag = f"`{setting.flag}`" if setting.flag else "-"
         assert f"| `{setting.name}` | {default} | {setting.help} | {flag} |" in text
-    assert set(re.findall(r"(?m)^\| `(\w+)` \|.*\| (?:`--[a-z-]+`|-) \|$", text)) == set(SETTINGS)
+    assert set(re.findall(r"(?m)^\| `(\w+)` \|.*\| (?:`--[a-z0-9-]+`|-) \|$", text)) == set(
+        SETTINGS
+    )
 
 
 def test_the_document_names_every_preset_and_its_examples_are_valid(write: WriteConfig) -> None:

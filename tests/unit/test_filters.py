@@ -1,6 +1,7 @@
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 from fastsync.backend import Entry, Kind
 from fastsync.errors import UsageError
 from fastsync.filters import Filter, Rule, parse_rule
+
+RCLONE = shutil.which("rclone", path=os.path.dirname(sys.executable))
 
 
 def entry(path: str, size: int | None = 0, mtime_ns: int | None = 0, kind: Kind = "file") -> Entry:
@@ -529,3 +532,43 @@ def test_same_as_rsync(ordered: list[Rule], tree: list[Entry]) -> None:
         ).stdout
     wanted = sorted(set(listing.splitlines()) - {"./"})
     assert sorted(map(path_of, Filter(ordered).select(tree))) == wanted
+
+
+# rclone judges whole paths of files: where no rule can mean a directory, both languages are one.
+# (Its [^b] matches a slash, and its include of a**b misses directories on the way.)
+RCLONE_PIECES = ["a", "b", ".", "*", "?", "/", "[ab]", "{a,b}", "a*", "*b"]
+
+
+@pytest.mark.skipif(RCLONE is None, reason="rclone is not installed")
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(rule_lists(RCLONE_PIECES), trees(), st.booleans())
+def test_same_as_rclone(ordered: list[Rule], tree: list[Entry], only_includes: bool) -> None:
+    suffixed = []
+    for rule in ordered:
+        if not rule.pattern.endswith("/"):
+            suffixed.append(Rule(rule.include or only_includes, rule.pattern + ".x"))
+    ordered = suffixed
+    with tempfile.TemporaryDirectory() as directory:
+        root = Path(directory)
+        found = []
+        for one in tree:
+            if one.kind == "dir":
+                (root / one.path).mkdir()
+                found.append(one)
+            else:
+                for name in (one.path, one.path + ".x"):
+                    (root / name).touch()
+                    found.append(entry(name))
+        kind = "include" if only_includes else "filter"
+        signed = [
+            f"--{kind}={rule.pattern}"
+            if only_includes
+            else f"--filter={'+' if rule.include else '-'} {rule.pattern}"
+            for rule in ordered
+        ]
+        command = [str(RCLONE), "--config=", "lsf", "-R", "--files-only", *signed, directory]
+        listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    if not only_includes:
+        ordered = [*ordered, Rule(False, "/nothing")]
+    kept = [one.path for one in Filter(ordered).select(found) if one.kind == "file"]
+    assert sorted(kept) == sorted(listing.splitlines())
