@@ -19,7 +19,7 @@ from fastsync.backend import (
 )
 from fastsync.errors import Conflict, ListingError, NotFound, UsageError
 from fastsync.location import Location
-from fastsync.session import Place, Request, Session, located
+from fastsync.session import Place, Request, Session, located, missing
 from fastsync.wildcards import Wildcard, find, something
 
 
@@ -35,7 +35,7 @@ async def _standing(store: Source, path: str, *, follow: bool) -> Entry:
         return await store.stat(path, follow=follow)
     except (NotFound, Conflict) as error:
         where = str(store.location.child(path))
-        raise ListingError("no such file or directory", where=where) from error
+        raise missing(error, where) from error
 
 
 def _scan_options(request: Request, *, recursive: bool, owner: bool = False) -> ScanOptions:

@@ -17,7 +17,7 @@ from fastsync.errors import Conflict, FastsyncError, ListingError, NotFound, Usa
 from fastsync.events import Item
 from fastsync.location import Location
 from fastsync.patience import patiently
-from fastsync.session import Place, Request, Session, all_located, as_sink
+from fastsync.session import Place, Request, Session, all_located, as_sink, missing
 from fastsync.spool import Spool
 from fastsync.tally import Summary, Tally
 from fastsync.wildcards import Wildcard, find, something
@@ -168,7 +168,7 @@ async def _target(session: Session, location: Location) -> _Target:
     try:
         entry = await above.stat(tail)
     except (NotFound, Conflict) as error:
-        raise ListingError("no such file or directory", where=where) from error
+        raise missing(error, where) from error
     if location.is_directory_like and entry.kind == "link":
         raise UsageError("it is a link", where=where, hint="leave out the slash to remove it")
     if entry.kind == "dir" or location.is_directory_like:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from fastsync.backend import Backend, Sink, Source, StoreOptions
-from fastsync.errors import FastsyncError, UsageError
+from fastsync.errors import Conflict, FastsyncError, ListingError, NotFound, UsageError
 from fastsync.events import Observer, Silent
 from fastsync.filters import Chooser, Filter, Rule
 from fastsync.location import LOCAL_SCHEME, Location, parse
@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 Place: TypeAlias = str | os.PathLike[str] | Location
 # The settings of a place that is read from, or written to.
 PlaceSettings: TypeAlias = Callable[[Location, Side], Mapping[str, str]]
+
+
+def missing(error: NotFound | Conflict, where: str) -> ListingError:
+    """What there is to say of a place where nothing is, which some stores know more about."""
+    said = error.message if isinstance(error, NotFound) else "no such file or directory"
+    return ListingError(said, where=where, hint=error.hint)
 
 
 def located(place: Place) -> Location:

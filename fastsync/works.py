@@ -42,7 +42,7 @@ from fastsync.filters import Chooser, Filter
 from fastsync.location import Location
 from fastsync.names import path_key
 from fastsync.plan import Comparison, DeleteGate, PlanPage, Rules, Step, plan
-from fastsync.session import Request, Session
+from fastsync.session import Request, Session, missing
 from fastsync.settings import Settings
 from fastsync.wildcards import Wildcard, find, something
 
@@ -218,7 +218,7 @@ async def named(store: Source) -> Entry:
     try:
         entry = await store.stat("", follow=True)
     except (NotFound, Conflict) as error:
-        raise ListingError("no such file or directory", where=where) from error
+        raise missing(error, where) from error
     if entry.kind != "dir" and store.location.is_directory_like:
         raise ListingError("it is not a directory", where=where, hint="leave out the slash")
     if entry.kind == "special":

@@ -310,7 +310,8 @@ def status(totals: Totals, rate: float) -> str:
 
 def _closing(summary: Summary) -> str:
     totals = summary.totals
-    parts = [f"{totals.files_copied:,} files copied, {human_size(totals.bytes_copied)}"]
+    files = "file" if totals.files_copied == 1 else "files"
+    parts = [f"{totals.files_copied:,} {files} copied, {human_size(totals.bytes_copied)}"]
     if totals.files_skipped:
         parts.append(f"{totals.files_skipped:,} up to date")
     if totals.deleted:

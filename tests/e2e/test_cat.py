@@ -109,7 +109,7 @@ def test_progress_goes_to_stderr_alone(fastsync: Fastsync, tmp_path: Path) -> No
     (tmp_path / "a").write_bytes(CONTENT)
     done = run(fastsync, "fastsync cat -P a")
     assert done.stdout == CONTENT
-    assert b"1 files copied" in done.stderr
+    assert b"1 file copied" in done.stderr
     quiet = run(fastsync, "fastsync cat -q a")
     assert (quiet.stdout, quiet.stderr) == (CONTENT, b"")
 

@@ -61,7 +61,7 @@ def test_ls(fastsync: Fastsync, bucket: str) -> None:
     assert fastsync("ls", f"{place}/nothing") == (
         3,
         "",
-        f"fastsync: error: {place}/nothing: no such file or directory\n",
+        f"fastsync: error: {place}/nothing: no such object or prefix\n",
     )
 
 
