@@ -63,15 +63,22 @@ def find(program: str) -> str:
 
 @contextlib.contextmanager
 def running_nginx(
-    folder: Path, *, tls: Tls | None = None, directives: str = "autoindex on;"
+    folder: Path,
+    *,
+    tls: Tls | None = None,
+    directives: str = "autoindex on;",
+    of_all: str = "",
+    workers: str = "",
 ) -> Iterator[WebServer]:
-    """nginx over `folder`/root, with `directives` for its one server."""
+    """nginx over `folder`/root, with `directives` for its one server, and such `of_all` servers. In one
+    process, unless `workers` tells how many there are to be."""
     program = find("nginx")
     port = free_port()
     root = folder / "root"
     root.mkdir(exist_ok=True)
     run = folder / "run"
     run.mkdir()
+    of_process = f"worker_processes {workers};" if workers else "master_process off;"
     # Workers of a server that root starts are somebody else.
     user = "user root;" if os.geteuid() == 0 else ""
     listen = f"listen 127.0.0.1:{port}" + (" ssl;" if tls else ";")
@@ -83,10 +90,11 @@ def running_nginx(
     )
     config = run / "nginx.conf"
     config.write_text(
-        f"""daemon off; master_process off; pid {run}/pid; error_log {run}/error.log; {user}
+        f"""daemon off; {of_process} pid {run}/pid; error_log {run}/error.log; {user}
         events {{ worker_connections 512; }}
         http {{ access_log off; sendfile on; keepalive_requests 100000; {paths}
           types {{ text/plain txt; }} default_type application/octet-stream;
+          {of_all}
           server {{ {listen} root {root}; {directives} }} }}"""
     )
     scheme = "http" if tls is None else "https"
