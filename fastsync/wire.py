@@ -414,6 +414,9 @@ class _Connection:
                 continue
             head = told
             length = head.length
+            if not 200 <= head.status < 300 and not request.is_look:
+                # How long a page about a failure is says nothing of what was asked for.
+                self._most = max(self._most, MAX_REFUSAL)
             if request.is_look and (length is None or length > self._most):
                 self._finish(head, b"", keeps=False)
                 return

@@ -101,7 +101,7 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
                 running_nginx(
                     plain,
                     directives=f"access_log {log}; {directives}",
-                    of_all="limit_req_zone $server_name zone=few:1m rate=10r/s;",
+                    of_all="limit_req_zone $server_port zone=few:1m rate=30r/s;",
                 )
             ),
             "tls": stack.enter_context(running_nginx(serve("tls"), tls=tls)),

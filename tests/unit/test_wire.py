@@ -417,3 +417,28 @@ async def test_a_proxy(code: int) -> None:
             assert b"Proxy-Authorization: Basic dXNlcjpzZWNyZXQ=\r\n" in heads[0]
         finally:
             await wire.aclose()
+
+
+async def test_a_failure_may_be_longer_than_what_was_asked_for() -> None:
+    page = b"HTTP/1.1 429 Busy\r\nContent-Length: 200\r\n\r\n" + bytes(200)
+    async with wired(answering(page, OK)) as (wire, _):
+        reply = await wire.ask(GET, most=0)
+        assert (reply.status, len(reply.body)) == (429, 200)
+
+
+@pytest.mark.parametrize(
+    ("answer", "body", "connections"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", b"abc", 1),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\nabc", b"", 2),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"", 2),
+        (b"HTTP/1.0 200 OK\r\n\r\n", b"", 2),
+    ],
+    ids=["short", "long", "chunked", "to its end"],
+)
+async def test_a_look_takes_no_long_body(answer: bytes, body: bytes, connections: int) -> None:
+    async with wired(answering(answer)) as (wire, server):
+        for _ in range(2):
+            reply = await wire.ask(GET._replace(is_look=True), most=10)
+            assert (reply.status, reply.body) == (200, body)
+        assert server.connections == connections
