@@ -113,13 +113,13 @@ class _Crc:
 
 
 class PartsHasher:
-    """The digest of the digests of parts, all but the last of them `part_size` long: what a multipart
+    """The digest of the digests of parts of these lengths (the last may be shorter): what a multipart
     ETag is (MD5), and a COMPOSITE checksum. Ends in "-" and the number of parts."""
 
-    def __init__(self, algorithm: Algorithm, part_size: int) -> None:
+    def __init__(self, algorithm: Algorithm, lengths: Iterable[int]) -> None:
         self._algorithm: Algorithm = algorithm
-        self._part_size = part_size
-        self._left = part_size
+        self._lengths = iter(lengths)
+        self._left = next(self._lengths)
         self._part = new_hasher(algorithm)
         self._digests: list[bytes] = []
 
@@ -127,7 +127,7 @@ class PartsHasher:
         while data:
             if not self._left:
                 self._digests.append(self._part.digest())
-                self._part, self._left = new_hasher(self._algorithm), self._part_size
+                self._part, self._left = new_hasher(self._algorithm), next(self._lengths, 1 << 62)
             piece = data[: self._left]
             self._part(piece)
             self._left -= len(piece)
@@ -228,11 +228,20 @@ def expected_of(headers: Lookup, *, etag_is_md5: bool = True) -> Expected | None
         if value is not None and not is_composite and _is_digest(value, _LENGTHS[algorithm]):
             return Expected(algorithm, value)
     etag = (headers.get("etag") or "").strip('"')
-    encryption = headers.get("x-amz-server-side-encryption")
-    customer_key = headers.get("x-amz-server-side-encryption-customer-algorithm")
-    if not etag_is_md5 or encryption not in (None, "AES256") or customer_key is not None:
+    if not etag_is_md5 or not _tells_md5(headers):
         return None
     return Expected("MD5", etag) if _MD5_ETAG.fullmatch(etag) else None
+
+
+def _tells_md5(headers: Lookup) -> bool:
+    """Whether an ETag can be of MD5s: not where the object is encrypted with anybody's key but S3's."""
+    customer_key = headers.get("x-amz-server-side-encryption-customer-algorithm")
+    return headers.get("x-amz-server-side-encryption") in (None, "AES256") and customer_key is None
+
+
+def hashed_parts(headers: Lookup) -> int | None:
+    """How many parts an object was uploaded in, if its ETag is made of their MD5s; else None."""
+    return part_count(headers.get("etag") or "") if _tells_md5(headers) else None
 
 
 def _is_digest(value: str, length: int) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Sequence
+from itertools import repeat
+from typing import TYPE_CHECKING, Final
 
 from fastsync.backend import READ_BUFFER, Buffer, Entry, Progress, closing
 from fastsync.errors import FastsyncError, IntegrityError, from_os_error
@@ -14,7 +15,6 @@ from fastsync_s3.checksums import (
     Expected,
     Hasher,
     PartsHasher,
-    part_count,
     part_size_candidates,
 )
 from fastsync_s3.objects import check_part, pinned
@@ -23,10 +23,17 @@ if TYPE_CHECKING:
     from fastsync_s3.store import S3Store
 
 
-class S3Download:
-    """See `Download`. `expected` says what the whole object must add up to, None if nothing does."""
+# Parts whose lengths are asked for one by one, where those of a guess were not the right ones.
+_MOST_ASKED: Final = 1000
 
-    def __init__(self, store: S3Store, entry: Entry, expected: Expected | None) -> None:
+
+class S3Download:
+    """See `Download`. `expected` says what the whole object must add up to, None if nothing does; then its
+    ETag may be one of `parts` parts (`checksums.hashed_parts`)."""
+
+    def __init__(
+        self, store: S3Store, entry: Entry, expected: Expected | None, parts: int | None = None
+    ) -> None:
         self.entry = entry
         self._store = store
         self._key = store.key_of(entry.path)
@@ -34,8 +41,7 @@ class S3Download:
         self._combines = expected is not None and expected.is_combinable
         self._seen: dict[int, tuple[int, Hasher]] = {}
         self._chase = _Chase(store)
-        self._parts = None if expected is not None else part_count(entry.version or "")
-        self._part_size: int | None = None  # as the server tells it
+        self._parts = None if expected is not None else parts
         self._is_asked = False
 
     def _hasher(self, start: int, stop: int) -> Hasher | None:
@@ -75,10 +81,10 @@ class S3Download:
             self._chase.hasher = self._expected.hasher()
             return
         assert self._parts is not None
-        size = self.entry.size or 0
-        self._part_size = await self._store.part_size(self.entry)
-        part_size = self._part_size or part_size_candidates(size, self._parts)[0]
-        self._chase.hasher = PartsHasher("MD5", part_size)
+        told = await self._store.part_lengths(self.entry, 1)
+        guess = part_size_candidates(self.entry.size or 0, self._parts)
+        part_size = told[0] if told else guess[0] if guess else 1 << 62
+        self._chase.hasher = PartsHasher("MD5", repeat(part_size))
 
     async def read(self, start: int, stop: int) -> AsyncIterator[Buffer]:
         """See `Download.read`."""
@@ -105,28 +111,17 @@ class S3Download:
         else:
             return False
         if found != expected.value:
-            raise IntegrityError(
-                f"the bytes that came are not the object's: {expected.algorithm} {found}, "
-                f"not {expected.value}",
-                where=self._store.where(self.entry.path),
-            )
+            where = self._store.where(self.entry.path)
+            raise not_its_bytes(where, expected.algorithm, found or "", expected.value)
         return True
 
     async def _verify_by_parts(self, fd: int, size: int) -> bool:
-        """Against the ETag of a multipart upload, which is one of its parts' MD5s: if the size of the
-        parts can be found, and they were all of one size."""
+        """Against the ETag of a multipart upload, which is one of its parts' MD5s."""
         if self._parts is None:
             return False
-        found = await self._chased(fd, size)
-        etag, told = self.entry.version, self._part_size
-        if found == etag:
+        if await self._chased(fd, size) == self.entry.version:
             return True
-        if told is None or -(-size // told) != self._parts:
-            return False  # a guess that was wrong proves nothing
-        raise IntegrityError(
-            f"the bytes that came are not the object's: ETag {found}, not {etag}",
-            where=self._store.where(self.entry.path),
-        )
+        return await verify_parts(self._store, self.entry, self._parts, fd)
 
     async def _chased(self, fd: int, size: int) -> str:
         if not self._is_asked:
@@ -149,6 +144,56 @@ class S3Download:
                 f"{position} of {size} bytes were read", where=self._store.where(self.entry.path)
             )
         return expected.join(parts)
+
+
+def not_its_bytes(where: str, algorithm: str, found: str, expected: str) -> IntegrityError:
+    return IntegrityError(
+        f"the bytes that came are not the object's: {algorithm} {found}, not {expected}",
+        where=where,
+    )
+
+
+async def verify_parts(store: S3Store, entry: Entry, count: int, data: memoryview | int) -> bool:
+    """Whether bytes in memory, or of a file, are those of `count` parts that the ETag is of; False where
+    nobody tells how long the parts were. Raises IntegrityError, OSError as ours."""
+    size, where = entry.size or 0, store.where(entry.path)
+
+    def digest(lengths: Sequence[int]) -> str:
+        hasher = PartsHasher("MD5", lengths)
+        if isinstance(data, int):
+            return _digest(hasher, data, size)
+        hasher(data)
+        return hasher.value()
+
+    if not isinstance(data, int):  # of files it was tried already
+        guess = part_size_candidates(size, count)[:1]
+        if guess and await store.in_thread(lambda: digest(guess * count)) == entry.version:
+            return True
+    lengths: list[int] | None = [size]
+    if count > 1:
+        lengths = await store.part_lengths(entry, count) if count <= _MOST_ASKED else None
+    if lengths is None or sum(lengths) != size:
+        return False
+    try:
+        found = await store.in_thread(lambda: digest(lengths))
+    except OSError as error:
+        raise from_os_error(error, where) from error
+    if found != entry.version:
+        raise not_its_bytes(where, "ETag", found, entry.version or "")
+    return True
+
+
+def _digest(hasher: Hasher, fd: int, size: int) -> str:
+    """What a file adds up to, read in order. Blocks."""
+    block = memoryview(bytearray(max(1, min(READ_BUFFER, size))))
+    position = 0
+    while position < size:
+        count = os.preadv(fd, [block[: size - position]], position)
+        if not count:
+            break
+        hasher(block[:count])
+        position += count
+    return hasher.value()
 
 
 class _Chase:

@@ -40,7 +40,7 @@ from fastsync.errors import (
 from fastsync.location import Location
 from fastsync.wire import MAX_BODY, Headers, Reply
 from fastsync_s3.attributes import Attributes, Known
-from fastsync_s3.checksums import expected_of
+from fastsync_s3.checksums import expected_of, hashed_parts
 from fastsync_s3.copying import ServiceCopy
 from fastsync_s3.documents import (
     build_delete,
@@ -48,7 +48,7 @@ from fastsync_s3.documents import (
     parse_list,
     parse_versions,
 )
-from fastsync_s3.download import S3Download
+from fastsync_s3.download import S3Download, not_its_bytes, verify_parts
 from fastsync_s3.guards import guard
 from fastsync_s3.keys import check_key, is_xml_safe
 from fastsync_s3.listing import Query, RawPage, Row, has_keys, list_keys, list_level
@@ -427,19 +427,25 @@ class S3Store:
                 pass  # that it changed is enough to know
         return as_read_error(error, where)
 
-    async def part_size(self, entry: Entry) -> int | None:
-        """How large the first part of an object's upload was; None where the server does not say."""
+    async def part_lengths(self, entry: Entry, count: int) -> list[int] | None:
+        """How long the first `count` parts of an object's upload were; None where the server does not
+        say."""
         call = pinned(self.key_of(entry.path), entry, "HEAD", self.version_id)
-        try:
-            reply = await self.plane.ask(
-                call._replace(query=(("partNumber", "1"), *call.query)), repeat=self._retry
-            )
-        except FastsyncError:
-            return None
-        length = reply.headers.get("content-length") or ""
-        if reply.status != 206 and reply.headers.get("x-amz-mp-parts-count") is None:
-            return None
-        return int(length) if length.isdecimal() and int(length) else None
+        calls = [
+            call._replace(query=(("partNumber", str(number)), *call.query))
+            for number in range(1, count + 1)
+        ]
+        lengths: list[int] = []
+        for reply in await self.plane.ask_all(calls):
+            if isinstance(reply, FastsyncError):
+                return None
+            length = reply.headers.get("content-length") or ""
+            if reply.status != 206 and reply.headers.get("x-amz-mp-parts-count") is None:
+                return None
+            if not length.isdecimal() or not int(length):
+                return None
+            lengths.append(int(length))
+        return lengths
 
     async def complete(self, entries: Sequence[Entry]) -> list[Entry | FastsyncError]:
         """See `CompletesEntries.complete`."""
@@ -498,7 +504,7 @@ class S3Store:
             raise head
         entry = completed(entry, head)
         await self._learn([entry])
-        return S3Download(self, entry, expected_of(head))
+        return S3Download(self, entry, expected_of(head), hashed_parts(head))
 
     async def read_whole(self, entries: Sequence[Entry]) -> list[Loaded | FastsyncError]:
         """See `ReadsWhole.read_whole`."""
@@ -509,11 +515,11 @@ class S3Store:
             if isinstance(reply, FastsyncError):
                 loads.append(reply)
             else:
-                loads.append(self._loaded(entry, reply))
+                loads.append(await self._loaded(entry, reply))
         await self._learn([load.entry for load in loads if isinstance(load, Loaded)])
         return loads
 
-    def _loaded(self, entry: Entry, reply: Reply) -> Loaded | FastsyncError:
+    async def _loaded(self, entry: Entry, reply: Reply) -> Loaded | FastsyncError:
         headers, data = reply.headers, reply.body
         where = self.where(entry.path)
         if len(data) != entry.size:
@@ -523,11 +529,12 @@ class S3Store:
             hasher = expected.hasher()
             hasher(memoryview(data))
             if hasher.value() != expected.value:
-                return IntegrityError(
-                    f"the bytes that came are not the object's: {expected.algorithm} "
-                    f"{hasher.value()}, not {expected.value}",
-                    where=where,
-                )
+                return not_its_bytes(where, expected.algorithm, hasher.value(), expected.value)
+        elif (count := hashed_parts(headers)) is not None:
+            try:
+                await verify_parts(self, entry, count, memoryview(data))
+            except FastsyncError as error:
+                return error
         return Loaded(completed(entry, headers), data)
 
     async def presign(self, path: str, expires_s: int, method: str = "GET") -> str:

@@ -1,0 +1,251 @@
+"""What S3 servers do to bytes on their way: whatever it is, a whole file or none, and nothing left behind."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import time
+from pathlib import Path
+from typing import Any
+
+import hostile_s3 as faults
+import pytest
+from hostile_s3 import Fault, Honest, HostileS3
+from http_exchange import Request, Response
+from s3_objects import Stored, checksum
+
+import fastsync
+from fastsync.errors import FastsyncError
+from fastsync.tally import Summary
+from fastsync.testing.vocabulary import noise
+
+KIB, MIB = 1 << 10, 1 << 20
+PART = 64 * KIB
+CONTENT = noise(5 * PART + 7)
+OTHER = noise(5 * PART + 8)[1:]
+QUICK: dict[str, Any] = {
+    "chunk_size": PART,
+    "small_file_threshold": 0,
+    "retry_count": 2,
+    "stall_timeout": 1.0,
+    "request_timeout": 1.0,
+}
+
+
+@pytest.fixture
+def server(hostile_s3: HostileS3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> HostileS3:
+    for name, value in {**hostile_s3.environ, "HOME": str(tmp_path / "home")}.items():
+        monkeypatch.setenv(name, value)
+    hostile_s3.make_bucket("bucket")
+    return hostile_s3
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    return disk
+
+
+def failure(summary: Summary) -> FastsyncError:
+    (failed,) = summary.failures
+    assert failed.error is not None
+    return failed.error
+
+
+# -- downloads -------------------------------------------------------------------------------------------
+
+
+def download(server: HostileS3, disk: Path, *, old: bool = True, **settings: Any) -> Summary:
+    """Of the object, over an old file; whatever happens, there is one or the other, and nothing else."""
+    if old:
+        (disk / "file").write_bytes(b"old")
+    wanted = server.data("bucket", "key")
+    summary = fastsync.cp("s3://bucket/key", disk / "file", **{**QUICK, **settings})
+    content = (disk / "file").read_bytes()
+    assert content == (server.data("bucket", "key") if summary.exit_code == 0 else b"old")
+    assert [path.name for path in disk.iterdir()] == ["file"]
+    assert summary.exit_code != 0 or summary.totals.bytes_done >= len(wanted)
+    return summary
+
+
+# What may come instead of a range, once or for ever.
+BAD_RANGES: dict[str, tuple[Fault, int]] = {
+    "the whole": (faults.ignore_range, 4),
+    "another place": (faults.header(content_range=f"bytes 0-{PART - 1}/{len(CONTENT)}"), 4),
+    "no place": (faults.header(content_range=None), 4),
+    "a place that is none": (faults.header(content_range="bytes 1-x/y"), 4),
+    "another total": (faults.header(content_range=f"bytes {PART}-{2 * PART - 1}/9999999"), 8),
+    "an unknown total": (faults.header(content_range=f"bytes {PART}-{2 * PART - 1}/*"), 4),
+    "shorter": (faults.shorter(), 4),
+    "longer": (faults.longer(), 4),
+    "empty": (faults.shorter(PART), 4),
+    "no ETag": (faults.header(etag=None), 8),
+    "another ETag": (faults.header(etag='"0123"'), 8),
+    "a page": (faults.html, 8),
+    "nothing": (lambda _request, _honest: Response(204), 8),
+    "shorter than it said it would be": (faults.chunked(9), 4),
+}
+
+
+@pytest.mark.parametrize("name", BAD_RANGES)
+def test_a_range_that_is_another_is_refused(server: HostileS3, disk: Path, name: str) -> None:
+    server.put("bucket", "key", CONTENT)
+    fault, code = BAD_RANGES[name]
+    server.on("GetObject", fault, skip=1, times=None)
+    assert download(server, disk).exit_code == code
+    assert server.count() < 20
+
+
+PASSING: dict[str, Fault] = {
+    "cut": faults.cut(1000),
+    "reset": faults.cut(1000, reset=True),
+    "cut at once": faults.cut(0),
+    "hung up": faults.hang_up(),
+    "hung up by a reset": faults.hang_up(reset=True),
+    "stalled": faults.stall(1000),
+    "silent": faults.no_answer(),
+    "failed": faults.refuse(500, "InternalError"),
+    "busy": faults.slow_down("0"),
+}
+
+
+@pytest.mark.parametrize("name", PASSING)
+@pytest.mark.parametrize("times", [2, None])
+def test_what_passes_is_tried_again(
+    server: HostileS3, disk: Path, name: str, times: int | None
+) -> None:
+    """And no part but the one that failed."""
+    server.put("bucket", "key", CONTENT)
+    server.on("GetObject", PASSING[name], skip=2, times=times)
+    summary = download(server, disk, parallel_streams=1)
+    assert summary.exit_code == (1 if times is None else 0)
+    # A connection that was open, and turns out to be closed, costs no try.
+    stale = name.startswith("hung up") and times is None
+    assert server.count("GetObject") == (6 + 2 if times else 2 + 3) + stale
+
+
+def changed(server: HostileS3, content: bytes = OTHER) -> Fault:
+    return faults.first(lambda: server.put("bucket", "key", content))
+
+
+def test_an_object_that_changes_is_begun_again(server: HostileS3, disk: Path) -> None:
+    server.put("bucket", "key", CONTENT)
+    server.on("GetObject", changed(server), skip=3)
+    assert download(server, disk).exit_code == 0
+    assert (disk / "file").read_bytes() == OTHER
+
+
+def test_an_object_that_keeps_changing_is_not(server: HostileS3, disk: Path) -> None:
+    server.put("bucket", "key", CONTENT)
+    versions = iter(range(1000))
+
+    def change(request: Request, honest: Honest) -> Response:
+        server.put("bucket", "key", noise(len(CONTENT) - next(versions)))
+        return honest(request)
+
+    server.on("GetObject", change, times=None)
+    assert download(server, disk).exit_code == 8
+    assert server.count("GetObject") < 20
+
+
+def test_an_object_that_is_deleted_has_vanished(server: HostileS3, disk: Path) -> None:
+    server.put("bucket", "key", CONTENT)
+    bucket = server.objects.buckets["bucket"]
+    gone = faults.refuse(404, "NoSuchKey")
+    server.on("GetObject", gone, skip=2, times=None)
+    server.on("HeadObject", gone, skip=2, times=None)
+    assert download(server, disk).exit_code == 8
+    assert bucket.get("key") is not None
+
+
+def with_checksum(name: str, value: str) -> Fault:
+    return faults.header(**{f"x_amz_checksum_{name}": value, "x_amz_checksum_type": "FULL_OBJECT"})
+
+
+@pytest.mark.parametrize("size", [1000, PART, len(CONTENT)])
+@pytest.mark.parametrize("proof", ["md5", "crc64nvme", "crc32", "crc32c", "sha256", "parts"])
+@pytest.mark.parametrize("is_bad", [False, True])
+def test_one_bit_that_flipped_is_found(
+    server: HostileS3, disk: Path, size: int, proof: str, *, is_bad: bool
+) -> None:
+    """By an MD5 in the ETag, a checksum of the whole, or the ETags of the parts; in batches and in parts."""
+    data = CONTENT[:size]
+    server.put("bucket", "key", data)
+    stored = server.objects.buckets["bucket"]["key"]
+    if proof == "parts":
+        lengths = [min(100_000, size - at) for at in range(0, size, 100_000)]
+        stored = in_parts(data, tuple(lengths))
+    elif proof != "md5":
+        stored = Stored(data, "not-a-digest", checksums={proof: checksum(proof, data)})
+    server.objects.buckets["bucket"].put("key", stored)
+    if is_bad:
+        server.on("GetObject", faults.flip(5), times=None)
+    for threshold in (0, MIB):
+        summary = download(server, disk, small_file_threshold=threshold)
+        assert summary.exit_code == (4 if is_bad else 0)
+
+
+def in_parts(data: bytes, lengths: tuple[int, ...]) -> Stored:
+    """An object of parts of these lengths."""
+    ends = [sum(lengths[: count + 1]) for count in range(len(lengths))]
+    pieces = [data[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+    digests = b"".join(hashlib.md5(piece).digest() for piece in pieces)
+    etag = f"{hashlib.md5(digests).hexdigest()}-{len(pieces)}"
+    return Stored(data, etag, part_sizes=lengths)
+
+
+@pytest.mark.parametrize("is_bad", [False, True])
+@pytest.mark.parametrize("threshold", [0, MIB])
+def test_parts_of_any_lengths_prove_the_bytes(
+    server: HostileS3, disk: Path, threshold: int, *, is_bad: bool
+) -> None:
+    """As many as if they were all as long as the first one, which they are not."""
+    server.put("bucket", "key", CONTENT)
+    stored = in_parts(CONTENT, (110_000, 120_000, len(CONTENT) - 230_000))
+    server.objects.buckets["bucket"].put("key", stored)
+    if is_bad:
+        server.on("GetObject", faults.flip(5), times=None)
+    summary = download(server, disk, small_file_threshold=threshold)
+    assert summary.exit_code == (4 if is_bad else 0)
+
+
+@pytest.mark.parametrize("threshold", [0, MIB])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"x-amz-server-side-encryption": "aws:kms"},
+        {"x-amz-server-side-encryption-customer-algorithm": "AES256"},
+    ],
+)
+@pytest.mark.parametrize("etag", ["0" * 32, f"{'0' * 32}-1", f"{'0' * 32}-3"])
+def test_an_encrypted_objects_etag_is_no_digest(
+    server: HostileS3, disk: Path, threshold: int, headers: dict[str, str], etag: str
+) -> None:
+    server.put("bucket", "key", CONTENT)
+    stored = Stored(CONTENT, etag, headers, part_sizes=(110_000, 110_000, len(CONTENT) - 220_000))
+    server.objects.buckets["bucket"].put("key", stored)
+    assert download(server, disk, small_file_threshold=threshold).exit_code == 0
+
+
+@pytest.mark.parametrize("threshold", [0, MIB])
+@pytest.mark.parametrize("etag", [f"{'0' * 32}-9999", f"{'0' * 32}-2", "", "x" * 2000, "W/x"])
+def test_an_etag_that_means_nothing_proves_nothing(
+    server: HostileS3, disk: Path, threshold: int, etag: str
+) -> None:
+    server.put("bucket", "key", CONTENT)
+    server.objects.buckets["bucket"].put("key", Stored(CONTENT, etag))
+    server.on("HeadObject", faults.ignoring("x"), times=1)  # the look
+    server.on("HeadObject", faults.ignoring("x"), times=1)  # what it must add up to
+    server.on("HeadObject", faults.refuse(501, "NotImplemented"), times=None)
+    assert download(server, disk, small_file_threshold=threshold).exit_code == 0
+
+
+def test_patience_that_is_asked_for_is_shown(server: HostileS3, disk: Path) -> None:
+    server.put("bucket", "key", CONTENT)
+    server.on("GetObject", faults.slow_down("2"), skip=1)
+    started = time.monotonic()
+    assert download(server, disk, parallel_streams=1).exit_code == 0
+    assert 2 <= time.monotonic() - started < 5
+    times = [seen.time_s for seen in server.seen("GetObject")]
+    assert max(b - a for a, b in itertools.pairwise(times)) >= 2
