@@ -24,7 +24,6 @@ from fastsync.backend import (
     CopiesWithin,
     CopyJob,
     Entry,
-    Hashes,
     KeepsDirectories,
     KeepsLinks,
     ReadsWhole,
@@ -38,6 +37,7 @@ from fastsync.backend import (
     offers,
 )
 from fastsync.budget import Budget
+from fastsync.comparing import common_algorithm, same_bytes, same_digest, same_small
 from fastsync.errors import (
     AccessRefused,
     Changed,
@@ -46,7 +46,6 @@ from fastsync.errors import (
     FastsyncError,
     NotFound,
     Overtaken,
-    Unsupported,
     Vanished,
 )
 from fastsync.events import Observer, Operation
@@ -71,6 +70,12 @@ WHOLE_BYTES: Final = 4 << 20
 # Entries that a store is asked about at once.
 SETTLE_FILES: Final = 512
 TICK_S: Final = 0.125
+# What is told of a file that was compared, by why it was.
+_SAME: Final = {
+    "checksum": "same checksum",
+    "time differs": "same content",
+    "just written": "unchanged",
+}
 
 Job: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 
@@ -158,11 +163,19 @@ class _Run:
     unlisted: set[str] = field(default_factory=set)
     within: bool = False  # the sink copies by itself
     whole: int = -1  # files up to this size travel whole, in batches
+    compares_whole: bool = False  # small files are compared by reading both, in batches
+    small: int = 0
     copies: _Batch = field(default_factory=_Batch)
+    verifies: _Batch = field(default_factory=_Batch)
     unsettled: _Batch = field(default_factory=_Batch)
 
     def __post_init__(self) -> None:
-        self.within = copies_within(self.work.source, self.work.sink)
+        source, sink = self.work.source, self.work.sink
+        self.within = copies_within(source, sink)
+        # A store that copies by itself has to read a file for its digest, too.
+        knows_digests = common_algorithm(source, sink) is not None and not self.within
+        reads_whole = offers(source, ReadsWhole) and offers(sink, ReadsWhole)
+        self.compares_whole = reads_whole and not knows_digests
 
     def close(self) -> None:
         for spool in (self.deletes, self.later, self.finish):
@@ -215,6 +228,7 @@ class Engine:
                 run = _Run(work)
                 if offers(work.source, ReadsWhole) and offers(work.sink, WritesWhole):
                     run.whole = min(self._budgets.small, self._lanes.chunk_size)
+                run.small = min(self._budgets.small, self._lanes.chunk_size)
                 runs.append(run)
                 if work.last:
                     await self._pool.drain()
@@ -295,7 +309,14 @@ class Engine:
         """What is to be done now that `action` is to be copied: it, its batch, or nothing yet."""
         size = action.entry.size
         is_whole = size is not None and size <= run.whole
-        if action.step == "verify" or not (run.within or is_whole):
+        if action.step == "verify" and run.compares_whole and (size or 0) <= run.small:
+            batch = run.verifies
+            batch.actions.append(action)
+            batch.size += size or 0
+            files, most = self._whole_batch
+            if len(batch.actions) >= files or 2 * batch.size >= most:
+                yield partial(self._verify_small, run, batch.take())
+        elif action.step == "verify" or not (run.within or is_whole):
             yield partial(self._copy_one, run, action)
         elif self._dry_run:
             self._done(run, action)
@@ -320,6 +341,8 @@ class Engine:
         """Hand over what waits for its batch to be full."""
         if run.unsettled.actions:
             await self._pool.submit(partial(self._settle, run, run.unsettled.take()))
+        if run.verifies.actions:
+            await self._pool.submit(partial(self._verify_small, run, run.verifies.take()))
         if run.copies.actions:
             await self._pool.submit(partial(self._copy_batch, run, run.copies.take()))
 
@@ -344,11 +367,7 @@ class Engine:
                 jobs += self._copying(run, action)
         if quick:
             await self._quick(run, "attributes", quick)
-        # Not through the pool, which waits for us: what was decided here is done here.
-        if run.copies.actions:
-            jobs.append(partial(self._copy_batch, run, run.copies.take()))
-        if jobs:
-            await run_all(min(self._budgets.jobs, len(jobs)), (job() for job in jobs))
+        await self._do_here(run, jobs)
 
     async def _complete(
         self, run: _Run, actions: Sequence[Action], store: Source, *, is_source: bool
@@ -611,11 +630,7 @@ class Engine:
         work = run.work
         started = time.monotonic()
         if action.step == "verify" and await self._same_content(work, action):
-            self._tally.same(action.entry.size)
-            self._tally.skipped(action.path, *work.places(action), "same checksum")
-            if action.old is not None and work.differ(action.entry, action.old, True):
-                change = action._replace(step="attributes", reason="same content")
-                await self._quick(run, "attributes", [change])
+            await self._same(run, [action])
         elif self._dry_run:
             self._done(run, action)
         elif run.within:
@@ -644,25 +659,55 @@ class Engine:
         return action._replace(entry=now._replace(owner=entry.owner and now.owner))
 
     async def _same_content(self, work: Work, action: Action) -> bool:
-        source, sink = work.source, work.sink
-        if action.old is None:
+        source, sink, entry, old = work.source, work.sink, action.entry, action.old
+        if old is None:
             return False
-        if offers(source, Hashes) and offers(sink, Hashes):
-            algorithm = next((one for one in source.algorithms if one in sink.algorithms), None)
-            if algorithm is not None:
-                digests: set[str] = set()
+        same = await same_digest(source, entry, sink, old, self._lanes)
+        if same is None and action.reason != "time differs":
+            # Reading both is dear, but asked for; where only the time differs, a copy is as cheap.
+            same = await same_bytes(source, entry, sink, old, self._lanes)
+        return same is True
 
-                async def add(store: Hashes, entry: Entry) -> None:
-                    digests.add(await store.digest(entry, algorithm))
+    async def _verify_small(self, run: _Run, actions: Sequence[Action]) -> None:
+        """Compare small files, many at once; what differs is copied like anything new."""
+        work = run.work
+        source, sink = work.source, work.sink
+        assert offers(source, ReadsWhole)
+        assert offers(sink, ReadsWhole)
+        answers = await same_small(source, sink, work.jobs(actions), self._lanes)
+        jobs: list[Job] = []
+        same: list[Action] = []
+        for action, answer in zip(actions, answers, strict=True):
+            if answer is True:
+                same.append(action)
+            elif answer is False:
+                jobs += self._copying(run, action._replace(step="copy"))
+            else:  # an error: patience, or a fresh look, is for one file at a time
+                jobs.append(partial(self._copy_one, run, action))
+        await self._same(run, same)
+        await self._do_here(run, jobs)
 
-                sides: list[tuple[Hashes, Entry]] = [(source, action.entry), (sink, action.old)]
-                async with self._lanes.streams.spend(1), self._lanes.memory.spend(2 * READ_BUFFER):
-                    await run_all(2, (add(*side) for side in sides))
-                return len(digests) == 1
-        raise Unsupported(
-            "--checksum: the two stores have no digest in common",
-            hint="compare by time, or --size-only",
-        )
+    async def _same(self, run: _Run, actions: Sequence[Action]) -> None:
+        """Files that turned out to have the same content; what else differs is set."""
+        work = run.work
+        changes: list[Action] = []
+        for action in actions:
+            self._tally.same(action.entry.size)
+            if self._tally.wants_skips:
+                self._tally.skipped(action.path, *work.places(action), _SAME[action.reason])
+            if action.old is not None and work.differ(action.entry, action.old, True):
+                changes.append(action._replace(step="attributes", reason="same content"))
+        if changes:
+            await self._quick(run, "attributes", changes)
+
+    async def _do_here(self, run: _Run, jobs: list[Job]) -> None:
+        """Not through the pool, which waits for us: what was decided here is done here."""
+        if run.verifies.actions:
+            jobs.append(partial(self._verify_small, run, run.verifies.take()))
+        if run.copies.actions:
+            jobs.append(partial(self._copy_batch, run, run.copies.take()))
+        if jobs:
+            await run_all(min(self._budgets.jobs, len(jobs)), (job() for job in jobs))
 
     def _may_retry(self, attempt: int) -> bool:
         if self._fatal is not None or attempt >= self._budgets.retries:

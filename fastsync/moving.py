@@ -37,7 +37,7 @@ from fastsync.tally import Summary, Tally
 from fastsync.works import Works, engine_for
 
 # Why a file is skipped that is there already; for any other reason the source stays.
-_SAME = ("unchanged", "same checksum", "same target")
+_SAME = ("unchanged", "same checksum", "same content", "same target")
 # Entries that are looked for in a listing at once: copies end in another order than they begin.
 _AHEAD: Final = 65536
 

@@ -72,7 +72,10 @@ class Rules:
     permission bits that both sides keep and the run preserves. `show_skips` asks for an action for every
     entry that needs nothing. `completes` says whether the source's and the destination's missing times
     can be asked for; `same_versions` that equal versions mean equal content; `flat` that the source has no
-    directories and the destination has, so that "a" and "a/b" cannot both be there.
+    directories and the destination has, so that "a" and "a/b" cannot both be there. `digests` says that
+    both sides can tell digests, so that a file with another time, but the same size, may turn out to be
+    the same. A file of equal size and time that was written `recent_ns` (from, to) may have been written to
+    once more within the same moment, and its content is compared.
     """
 
     filter: Filter
@@ -94,6 +97,8 @@ class Rules:
     completes: tuple[bool, bool] = (False, False)
     same_versions: bool = False
     flat: bool = False
+    digests: bool = False
+    recent_ns: tuple[int, int] | None = None
 
     def same_time(self, entry: Entry, old: Entry) -> bool:
         """True when the copy `old` is not older than the file, as far as both sides' times can tell."""
@@ -127,10 +132,17 @@ class Rules:
             or (self.same_versions and entry.version is not None and entry.version == old.version)
             or self.same_time(entry, old)
         ):
+            if self.is_recent(entry) and self.comparison == "mtime":
+                return "verify", "just written"
             if self.attributes_differ(entry, old, times=False):
                 return "attributes", "attributes differ"
             return "skip", "unchanged"
-        return "copy", "time differs"
+        return "verify" if self.digests else "copy", "time differs"
+
+    def is_recent(self, entry: Entry) -> bool:
+        """True for a file whose time was taken so shortly before the run that it proves little."""
+        bounds, mtime_ns = self.recent_ns, entry.mtime_ns
+        return bounds is not None and mtime_ns is not None and bounds[0] <= mtime_ns <= bounds[1]
 
     def _is_newer(self, old: Entry, entry: Entry) -> bool:
         theirs = old.stored_ns if old.mtime_ns is None else old.mtime_ns
@@ -396,6 +408,17 @@ class _Planner:
             if keys != sorted(keys, key=None if plain else os.fsencode):
                 raise ListingError("the listings are not in order", where=first)
         page = self.page
+        if (recent := self.rules.recent_ns) is not None:
+            since, until = recent
+            just = [
+                entry
+                for entry in entries
+                if (time := entry[3]) is not None and since <= time <= until and entry[1] == "file"
+            ]
+            if just:
+                page.now += [Action("verify", e.path, e, e, "just written") for e in just]
+                page.skipped_files -= len(just)
+                page.skipped_bytes -= sum(entry.size or 0 for entry in just)
         sizes = [entry[2] for entry in entries if entry[1] == "file"]
         page.skipped_files += len(sizes)
         page.skipped_bytes += sum(filter(None, sizes))

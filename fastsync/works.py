@@ -7,25 +7,27 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from fastsync.backend import (
     CompletesEntries,
     Entry,
     Fault,
-    Hashes,
     KeepsDirectories,
     KeepsLinks,
     Page,
     ScanOptions,
+    SetsAttributes,
     Sink,
     Source,
     WriteOptions,
     closing,
     offers,
 )
+from fastsync.comparing import common_algorithm
 from fastsync.engine import Budgets, Engine, Work
 from fastsync.errors import (
     Conflict,
@@ -46,6 +48,9 @@ from fastsync.session import Request, Session, missing
 from fastsync.settings import Settings
 from fastsync.wildcards import Wildcard, find, something
 
+# A file can be written to twice in a moment that its time cannot tell apart.
+RECENT_NS: Final = 2_000_000_000
+
 # What a file needs where another stands.
 Decide: TypeAlias = Callable[[Entry, Entry], tuple[Step, str]]
 
@@ -62,9 +67,11 @@ def rules_for(request: Request, chosen: Filter, source: Source, sink: Sink) -> R
         window_ns = max(window_ns, round(settings.modify_window * 1e9))
     special = 0o7777 if settings.preserve_special else 0o777
     versions = source.limits.content_versions
+    comparison = comparison_for(settings, source, sink)
+    now = time.time_ns()
     return Rules(
         filter=chosen,
-        comparison=comparison_for(settings, source, sink),
+        comparison=comparison,
         window_ns=window_ns,
         mode_mask=source.limits.mode_mask & sink.limits.mode_mask & special,
         owner=settings.owner,
@@ -81,6 +88,8 @@ def rules_for(request: Request, chosen: Filter, source: Source, sink: Sink) -> R
         completes=(offers(source, CompletesEntries), offers(sink, CompletesEntries)),
         same_versions=versions is not None and versions == sink.limits.content_versions,
         flat=source.limits.raw_names and isinstance(sink, KeepsDirectories),
+        digests=common_algorithm(source, sink) is not None and offers(sink, SetsAttributes),
+        recent_ns=(now - RECENT_NS, now + RECENT_NS) if comparison == "mtime" else None,
     )
 
 
@@ -92,10 +101,7 @@ def comparison_for(settings: Settings, source: Source, sink: Sink) -> Comparison
         return "size"
     if source.limits.mtime_step_ns is not None and sink.limits.mtime_step_ns is not None:
         return "mtime"
-    if isinstance(source, Hashes) and isinstance(sink, Hashes):
-        if set(source.algorithms) & set(sink.algorithms):
-            return "checksum"
-    return "newer"
+    return "newer" if common_algorithm(source, sink) is None else "checksum"
 
 
 async def chosen_for(session: Session, source: Source) -> Filter:

@@ -8,6 +8,7 @@ import itertools
 import os
 import random
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -538,18 +539,54 @@ def test_digests_where_times_are_not_kept(tmp_path: Path) -> None:
         (5, {"update": True}, 1),
         (-5, {"update": True}, 0),
         (5, {"ignore_existing": True}, 0),
-        (5, {"checksum": True}, 0),
+        (5, {"checksum": True}, 1),
     ],
 )
 def test_which_copies_are_made(
     tmp_path: Path, age_ns: int, options: dict[str, Any], copied: int
 ) -> None:
-    """The destination is so much older, of the same size and content."""
+    """The destination is so much older, of the same size, but another content."""
     ours, theirs = Disk(tmp_path / "ours"), Disk(tmp_path / "theirs")
     ours.put("a", CONTENT, THEN)
-    theirs.put("a", CONTENT, THEN - age_ns)
+    theirs.put("a", CONTENT[::-1], THEN - age_ns)
     summary = fastsync.sync(ours.place(), theirs.place(), **options)
     assert summary.totals.files_copied == copied
+
+
+@pytest.mark.parametrize("size", [0, 7, 3_000_000])
+@pytest.mark.parametrize("kind", ["disk", "mem"])
+def test_the_same_content_gets_the_time_alone(tmp_path: Path, kind: str, size: int) -> None:
+    """Whether both are read (two disks), or both stores know a digest."""
+    content = random.Random(size).randbytes(size)
+    ours = Disk(tmp_path / "ours")
+    theirs: Side = Disk(tmp_path / "theirs") if kind == "disk" else Memory("mem", "theirs")
+    ours.put("a", content, THEN)
+    fastsync.sync(ours.place(), theirs.place())
+    ours.put("a", content, THEN + 10_000_000_000)
+    totals = fastsync.sync(ours.place(), theirs.place()).totals
+    assert (totals.files_copied, totals.files_skipped, totals.attributes_set) == (0, 1, 1)
+    assert totals.bytes_done == 0
+    totals = fastsync.sync(ours.place(), theirs.place()).totals
+    assert (totals.files_copied, totals.attributes_set) == (0, 0)
+
+
+@pytest.mark.parametrize("size", [7, 3_000_000])
+@pytest.mark.parametrize(("age_s", "copied"), [(0.0, 1), (1.0, 1), (10.0, 0), (-3600.0, 0)])
+@pytest.mark.parametrize("kind", ["disk", "mem"])
+def test_a_file_written_twice_within_a_moment(
+    tmp_path: Path, kind: str, age_s: float, copied: int, size: int
+) -> None:
+    """Its size and time are those of the copy, but it was written to once more."""
+    now = time.time_ns() - round(age_s * 1e9)
+    content = random.Random(size).randbytes(size)
+    ours = Disk(tmp_path / "ours")
+    theirs: Side = Disk(tmp_path / "theirs") if kind == "disk" else Memory(kind, "theirs")
+    ours.put("a", content, now)
+    ours.put("b", b"as it was", now)
+    fastsync.sync(ours.place(), theirs.place())
+    ours.put("a", content[::-1], now)
+    totals = fastsync.sync(ours.place(), theirs.place()).totals
+    assert (totals.files_copied, totals.files_skipped) == (copied, 2 - copied)
 
 
 @pytest.mark.parametrize(("step_ns", "copied"), [(1, 1), (1_000, 1), (1_000_000_000, 0)])
@@ -561,7 +598,7 @@ def test_times_are_compared_as_precisely_as_both_sides_keep_them(
     ours.put("a", CONTENT, THEN + 123_456_789)
     fastsync.sync(ours.place(), theirs.place("x"))
     assert fastsync.sync(ours.place(), theirs.place("x")).totals.files_copied == 0
-    ours.put("a", CONTENT, THEN + 123_987_654)
+    ours.put("a", CONTENT[::-1], THEN + 123_987_654)
     assert fastsync.sync(ours.place(), theirs.place("x")).totals.files_copied == copied
 
 

@@ -1,0 +1,100 @@
+"""Do two files have the same content? By digests where both stores can tell one, else by reading both."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+
+from fastsync.backend import (
+    READ_BUFFER,
+    Buffer,
+    CopyJob,
+    Entry,
+    Hashes,
+    Loaded,
+    ReadsWhole,
+    Source,
+    closing,
+    offers,
+)
+from fastsync.errors import Changed, FastsyncError, Unsupported, Vanished
+from fastsync.transfer import Lanes
+from fastsync.workers import run_all
+
+
+def common_algorithm(source: Source, sink: Source) -> str | None:
+    """A digest that both stores can tell, the source's favourite."""
+    if offers(source, Hashes) and offers(sink, Hashes):
+        return next((one for one in source.algorithms if one in sink.algorithms), None)
+    return None
+
+
+async def same_digest(
+    source: Source, entry: Entry, sink: Source, old: Entry, lanes: Lanes
+) -> bool | None:
+    """Whether the stores tell the same digest of both files; None where they cannot tell.
+
+    Raises what the stores raise: Changed, Vanished, and the like.
+    """
+    algorithm = common_algorithm(source, sink)
+    if algorithm is None or not (offers(source, Hashes) and offers(sink, Hashes)):
+        return None
+    digests: set[str] = set()
+
+    async def add(store: Hashes, one: Entry) -> None:
+        digests.add(await store.digest(one, algorithm))
+
+    sides: list[tuple[Hashes, Entry]] = [(source, entry), (sink, old)]
+    async with lanes.streams.spend(1), lanes.memory.spend(2 * READ_BUFFER):
+        try:
+            await run_all(2, (add(*side) for side in sides))
+        except Unsupported:
+            return None
+    return len(digests) == 1
+
+
+async def same_bytes(source: Source, entry: Entry, sink: Source, old: Entry, lanes: Lanes) -> bool:
+    """Whether both files, read side by side, have the same bytes. Raises what reads raise."""
+    async with (
+        lanes.streams.spend(1),
+        lanes.memory.spend(2 * READ_BUFFER),
+        closing(source.read(entry, 0, None)) as ours,
+        closing(sink.read(old, 0, None)) as theirs,
+    ):
+        return await _equal(ours, theirs)
+
+
+async def _equal(ours: AsyncIterator[Buffer], theirs: AsyncIterator[Buffer]) -> bool:
+    a = b = memoryview(b"")
+    while True:
+        if not a:
+            a = memoryview(await anext(ours, b""))
+        if not b:
+            b = memoryview(await anext(theirs, b""))
+        if not (a and b):
+            return not (a or b)
+        length = min(len(a), len(b))
+        if a[:length] != b[:length]:
+            return False
+        a, b = a[length:], b[length:]
+
+
+async def same_small(
+    source: ReadsWhole, sink: ReadsWhole, jobs: Sequence[CopyJob], lanes: Lanes
+) -> list[bool | FastsyncError]:
+    """The same for many small files at once; the answer has one item per job. What changed at the
+    destination meanwhile is not the same."""
+    entries = [job.entry for job in jobs]
+    olds = [job.old for job in jobs if job.old is not None]
+    assert len(entries) == len(olds)
+    async with lanes.streams.spend(1), lanes.memory.spend(2 * sum(e.size or 0 for e in entries)):
+        ours = await source.read_whole(entries)
+        theirs = await sink.read_whole(olds)
+        return [_same(one, other) for one, other in zip(ours, theirs, strict=True)]
+
+
+def _same(one: Loaded | FastsyncError, other: Loaded | FastsyncError) -> bool | FastsyncError:
+    if isinstance(one, FastsyncError):
+        return one
+    if isinstance(other, FastsyncError):
+        return False if isinstance(other, (Changed, Vanished)) else other
+    return bool(one.data == other.data)
