@@ -168,6 +168,9 @@ class Settings:
     progress: bool | None = _setting(
         None, SWITCH, "show progress; by default on a terminal", example=True, group="Output"
     )
+    explain: str | None = _setting(
+        None, TEXT, "say why one path is copied or not, and do nothing", example="dir/file"
+    )
     dry_run: bool = _setting(False, SWITCH, "say what would be done, and do nothing")
     verbose: int = _setting(0, whole(0), "how much to tell: 0, 1 or 2")
     quiet: bool = _setting(False, SWITCH, "tell errors only")

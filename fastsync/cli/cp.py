@@ -48,4 +48,4 @@ def cp(context: click.Context, /, sources: tuple[str, ...], destination: str, **
 
         return run_cp(sources, destination, request)
 
-    return run_transfer(context, values, start)
+    return run_transfer(context, values, start, places=(sources, destination))

@@ -45,4 +45,4 @@ def mv(context: click.Context, /, sources: tuple[str, ...], destination: str, **
 
         return run_mv(sources, destination, request)
 
-    return run_transfer(context, values, start)
+    return run_transfer(context, values, start, places=(sources, destination))

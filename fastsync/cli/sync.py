@@ -37,4 +37,4 @@ def sync(context: click.Context, /, source: str, destination: str, **values: Any
 
         return run_sync(source, destination, request)
 
-    return run_transfer(context, values, start)
+    return run_transfer(context, values, start, places=([source], destination))

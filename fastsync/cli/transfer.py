@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,6 +11,8 @@ import click
 from fastsync.cli.options import request_for, resolved, rules_of
 
 if TYPE_CHECKING:
+    from fastsync.config import Resolved
+    from fastsync.filters import Rule
     from fastsync.session import Request
     from fastsync.tally import Summary
 
@@ -21,8 +23,10 @@ def run_transfer(
     start: Callable[[Request], Coroutine[Any, Any, Summary]],
     *,
     shows_progress: bool = True,
+    places: tuple[Sequence[str], str] | None = None,
 ) -> int:
-    """Run what `start` makes of the request; the exit code."""
+    """Run what `start` makes of the request; the exit code. `places` are the sources and the
+    destination, of verbs that can explain themselves."""
     settled = resolved(values)
     rules = rules_of(context, values)
 
@@ -33,6 +37,8 @@ def run_transfer(
     settings = settled.settings
     if not shows_progress:
         settings = dataclasses.replace(settings, progress=False)
+    if settings.explain is not None and places is not None:
+        return _explain(settled, rules, start, places)
     console = Console(settings)
     for note in settled.notes:
         console.note(note)
@@ -47,3 +53,24 @@ def run_transfer(
             raise
         console.finish(summary)
     return summary.exit_code
+
+
+def _explain(
+    settled: Resolved,
+    rules: Sequence[Rule],
+    start: Callable[[Request], Coroutine[Any, Any, Summary]],
+    places: tuple[Sequence[str], str],
+) -> int:
+    from fastsync.cli.render import json_line, write_text
+    from fastsync.cli.run import Interrupted, run
+    from fastsync.explaining import run_explain
+    from fastsync.names import printable
+
+    path, as_json = settled.settings.explain or "", settled.settings.json
+    try:
+        told = run(run_explain(path, *places, request_for(settled, rules), start), lambda: None)
+    except Interrupted as interrupted:
+        return interrupted.exit_code
+    fields = {"operation": "explain", **told._asdict()}
+    write_text((json_line(**fields) if as_json else printable(str(told))) + "\n")
+    return told.exit_code
