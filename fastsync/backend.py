@@ -101,7 +101,8 @@ class ScanOptions:
     `starting_with` is a hint: nobody will look at entries whose path does not begin with it, so a store
     that can leave them out cheaply may. `details` asks for times and modes that are not in the listing
     itself, as far as they are known without another request. `raw` wants names as they are between two
-    stores with `Limits.raw_names`: an object "dir/" is a file of that name, and no directory.
+    stores with `Limits.raw_names`: an object "dir/" is a file of that name, and no directory. `sweep` says
+    that the place is about to be written: temporary files that a killed process left there may go.
 
     `links` says what a symbolic link is: an entry of kind "link", what it points to, or nothing.
     `missing_ok`: a location that does not exist lists as empty (a destination before the first copy).
@@ -115,6 +116,7 @@ class ScanOptions:
     starting_with: str = ""
     details: bool = False
     raw: bool = False
+    sweep: bool = False
 
 
 @dataclass(frozen=True, slots=True)

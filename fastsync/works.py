@@ -175,6 +175,7 @@ def _scan_options(
         links="keep",
         missing_ok=True,
         prune=prune if prune is None or not settings.delete_excluded else chosen.prune_scope,
+        sweep=not settings.dry_run,
     )
     return ours, theirs
 

@@ -23,6 +23,7 @@ from fastsync.errors import FastsyncError
 from fastsync.names import safe_parts
 from fastsync_local.held import HeldDirectories, insist
 from fastsync_local.parallel import PARALLEL_FROM, copies_plainly, in_parallel
+from fastsync_local.temporary import Names
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -102,17 +103,6 @@ class Rules:
     def as_dict(self) -> dict[str, bool]:
         """The keyword arguments that make an equal one, for the way to a helper process."""
         return {name: getattr(self, name) for name in self.__slots__}
-
-
-class Names:
-    """Temporary names, ``.fs-<16 hex digits>.part``: 25 bytes whatever the target is called."""
-
-    def __init__(self) -> None:
-        self._next = int.from_bytes(os.urandom(8), "big")
-
-    def new(self) -> str:
-        self._next = (self._next + 1) & 0xFFFFFFFFFFFFFFFF
-        return f".fs-{self._next:016x}.part"
 
 
 def split(path: str) -> tuple[str, str]:
@@ -310,7 +300,7 @@ class Target:
                 self.fd = self._open()
                 break
             except FileExistsError:
-                self._temporary = Names().new()
+                self._temporary = names.new()
             except PermissionError:
                 self.fd = insist(directory, self._open)
                 break
@@ -419,7 +409,7 @@ class Copier:
     ) -> None:
         self._threads = threads
         self._sources = HeldDirectories(source_root, follow=rules.follow)
-        self._targets = HeldDirectories(target_root)
+        self._targets = HeldDirectories(target_root, durable=rules.durable)
         self._rules = rules
         self._stopped = stopped
         self._moved = moved

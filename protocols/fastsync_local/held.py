@@ -84,11 +84,13 @@ class HeldDirectories:
     """The chain of descriptors from a root to the directory used last.
 
     Made for walks in listing order: neighbours share most of their path. Not thread-safe; every lane
-    of work has its own. Owns `root_fd`. `follow` is for sources whose links the user asked to follow.
+    of work has its own. Owns `root_fd`. `follow` is for sources whose links the user asked to follow;
+    with `durable` a directory that is made is on the disk before anything is put into it.
     """
 
-    def __init__(self, root_fd: int, *, follow: bool = False) -> None:
+    def __init__(self, root_fd: int, *, follow: bool = False, durable: bool = False) -> None:
         self._root_fd = root_fd
+        self._durable = durable
         self._flags = OPEN_DIRECTORY & ~os.O_NOFOLLOW if follow else OPEN_DIRECTORY
         self._names: list[str] = []
         self._fds: list[int | None] = []
@@ -136,6 +138,8 @@ class HeldDirectories:
             insist(parent, lambda: os.mkdir(name, dir_fd=parent))
         except FileExistsError:
             pass  # another lane made it meanwhile
+        if self._durable:  # also what that lane has not yet made so
+            os.fsync(parent)
         return os.open(name, self._flags, dir_fd=parent)
 
     def _go_up(self, path: str) -> list[str]:
@@ -178,6 +182,25 @@ class HeldDirectories:
         self._root_fd = -1
 
 
+def _above_missing(path: str) -> list[str]:
+    """The parents of each directory on the way to `path` that is not there, the lowest first."""
+    above: list[str] = []
+    while not os.path.isdir(path):
+        path, below = os.path.dirname(path), path
+        if path == below:
+            break
+        above.append(path)
+    return above
+
+
+def _sync_directory(path: str) -> None:
+    fd = open_root(path)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 class Root:
     """The directory a store is opened at, held open from its first use on, so that renaming it or
     putting a link in its place does not send later work elsewhere."""
@@ -187,16 +210,22 @@ class Root:
         self._fd = -1
         self._identity: tuple[int, int] | None = None
         self._lock = threading.Lock()
+        self._unsynced: list[str] = []  # directories that got one of those that lead here
 
-    def descriptor(self, *, create: bool = False) -> int:
-        """A new descriptor of the root, for the caller to close. Raises OSError."""
+    def descriptor(self, *, create: bool = False, durable: bool = False) -> int:
+        """A new descriptor of the root, for the caller to close; with `durable` what had to be made to
+        get there is on the disk. Raises OSError."""
         with self._lock:
             if self._fd < 0:
                 if create:
+                    self._unsynced = _above_missing(self.path)
                     os.makedirs(self.path, exist_ok=True)
                 self._fd = open_root(self.path)
                 status = os.fstat(self._fd)
                 self._identity = (status.st_dev, status.st_ino)
+            while durable and self._unsynced:
+                _sync_directory(self._unsynced[-1])
+                self._unsynced.pop()
             # Not dup(2): that would share the position of a listing under way.
             return os.open(".", OPEN_DIRECTORY, dir_fd=self._fd)
 

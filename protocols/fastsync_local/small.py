@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from fastsync.backend import Entry, Loaded, WholeJob, WriteOptions
 from fastsync.errors import Changed, FastsyncError, Vanished, from_os_error
 from fastsync_local.copying import (
-    Names,
     Rules,
     SourceChanged,
     SourceVanished,
@@ -20,6 +19,7 @@ from fastsync_local.copying import (
 )
 from fastsync_local.files import rules_for
 from fastsync_local.held import HeldDirectories
+from fastsync_local.temporary import Names
 
 Where = Callable[[str], str]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import stat
@@ -40,7 +41,6 @@ from fastsync.errors import (
 )
 from fastsync.location import Location
 from fastsync_local.copying import (
-    Names,
     Rules,
     SourceChanged,
     SourceVanished,
@@ -52,9 +52,10 @@ from fastsync_local.copying import (
 )
 from fastsync_local.crew import TELL_EVERY, Crew
 from fastsync_local.files import Left, LocalFile, LocalUpload, digest, rules_for
-from fastsync_local.held import HeldDirectories, Root, insist
+from fastsync_local.held import OPEN_DIRECTORY, HeldDirectories, Root, insist
 from fastsync_local.lanes import Lane, LaneFailed
 from fastsync_local.small import read_files, write_files
+from fastsync_local.temporary import GLANCE, Names, sweep
 from fastsync_local.walk import Walk
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ class LocalStore:
         self._location = location
         self.root = Root(location.path)
         self._follow = follow
+        self._is_swept = False  # by a listing
+        self._glanced: set[tuple[int, int]] = set()
 
     @property
     def location(self) -> Location:
@@ -104,10 +107,12 @@ class LocalStore:
         """See `Source.scan`. A second large walk of a run goes on in a helper process."""
         run = self._crew.in_thread
         self._follow = self._follow or options.links == "follow"
+        self._is_swept = self._is_swept or (options.sweep and options.recursive)
         walk_options: dict[str, Any] = {
             "recursive": options.recursive,
             "links": options.links,
             "owner": options.owner,
+            "sweep": options.sweep,
         }
 
         def begin() -> Walk:
@@ -325,11 +330,12 @@ class LocalStore:
         self, path: str, like: Entry, options: WriteOptions, left: Left | None = None
     ) -> LocalUpload:
         directory, name = split(path)
-        with self._held_target(path) as held:
+        with self._held_target(path, durable=options.durable) as held:
             fd = held.get(directory, create=True)
             with contextlib.suppress(FileNotFoundError):
                 if stat.S_ISDIR(os.lstat(name, dir_fd=fd).st_mode):
                     raise Conflict("a directory stands there", where=self.where(path))
+            self._glance(fd)
             own = os.dup(fd)
             try:
                 rules = rules_for(options)
@@ -392,10 +398,25 @@ class LocalStore:
         stop = threading.Event()
 
         def work() -> list[FastsyncError | None]:
-            with self._held_target("") as held:
+            with self._held_target("", durable=options.durable) as held:
                 return write_files(held, jobs, options, self.where, stop.is_set)
 
         return await self._crew.in_thread(work, stop.set)
+
+    def _glance(self, directory: int) -> None:
+        """Remove what killed processes left in a directory that no listing has swept, once."""
+        status = os.fstat(directory)
+        identity = (status.st_dev, status.st_ino)
+        if not self._is_swept and identity not in self._glanced:
+            self._glanced.add(identity)
+            sweep(directory, GLANCE)
+
+    def _make_root_durable(self) -> None:
+        os.close(self.root.descriptor(create=True, durable=True))
+
+    def _glance_above(self, path: str) -> None:
+        with contextlib.suppress(OSError, FastsyncError), self._parent(path) as (directory, _):
+            self._glance(directory)
 
     def can_copy_from(self, source: Source) -> bool:
         return isinstance(source, LocalStore)
@@ -421,7 +442,11 @@ class LocalStore:
             for entry, path, _ in jobs
         ]
         rules = rules_for(options, follow=source._follow)
+        if len(rows) == 1 and not self._is_swept:
+            await self._crew.in_thread(lambda: self._glance_above(rows[0][1]))
         try:
+            if options.durable:
+                await self._crew.in_thread(self._make_root_durable)
             if max((row[2] for row in rows), default=0) > TELL_EVERY:
                 problems = await self._crew.copy_in_thread(
                     source.root, self.root, rows, rules, progress
@@ -455,8 +480,10 @@ class LocalStore:
             directory, name = split(entry.path)
             with contextlib.suppress(FileNotFoundError):
                 fd = held.get(directory)
-                remove = os.rmdir if entry.kind == "dir" else os.unlink
-                insist(fd, lambda: remove(name, dir_fd=fd))
+                if entry.kind == "dir":
+                    insist(fd, lambda: _remove_directory(fd, name))
+                else:
+                    insist(fd, lambda: os.unlink(name, dir_fd=fd))
 
         return await self._each(entries, lambda entry: entry.path, one)
 
@@ -478,13 +505,18 @@ class LocalStore:
                 insist(parent, lambda: os.mkdir(name, mode, dir_fd=parent))
             except FileExistsError:
                 held.get(entry.path)  # Conflict unless it is a directory
+                if options.durable:
+                    os.fsync(parent)
                 return
             if options.durable:
                 os.fsync(parent)
             if options.mode and (mode & umask() or mode & 0o7000):
                 os.fchmod(held.get(entry.path), mode)
 
-        return await self._each(entries, lambda entry: entry.path, one, create=True)
+        durable = options.durable
+        return await self._each(
+            entries, lambda entry: entry.path, one, create=True, durable=durable
+        )
 
     async def make_links(
         self, jobs: Sequence[CopyJob], options: WriteOptions
@@ -499,7 +531,8 @@ class LocalStore:
             if options.durable:
                 os.fsync(fd)
 
-        return await self._each(jobs, lambda job: job.path, one, create=True)
+        durable = options.durable
+        return await self._each(jobs, lambda job: job.path, one, create=True, durable=durable)
 
     async def set_attributes(
         self, jobs: Sequence[CopyJob], options: WriteOptions
@@ -529,13 +562,14 @@ class LocalStore:
         one: Callable[[HeldDirectories, T], None],
         *,
         create: bool = False,
+        durable: bool = False,
     ) -> list[FastsyncError | None]:
         """Do `one` for every item on a thread, below held directories; errors become answers."""
         stop = threading.Event()
 
         def work() -> list[FastsyncError | None]:
             answers: list[FastsyncError | None] = []
-            with self._held_target("", create=create) as held:
+            with self._held_target("", create=create, durable=durable) as held:
                 for item in items:
                     if stop.is_set():
                         break
@@ -552,16 +586,34 @@ class LocalStore:
         return await self._crew.in_thread(work, stop.set)
 
     @contextlib.contextmanager
-    def _held_target(self, path: str, *, create: bool = True) -> Iterator[HeldDirectories]:
+    def _held_target(
+        self, path: str, *, create: bool = True, durable: bool = False
+    ) -> Iterator[HeldDirectories]:
         held: HeldDirectories | None = None
         try:
-            held = HeldDirectories(self.root.descriptor(create=create))
+            root = self.root.descriptor(create=create, durable=durable)
+            held = HeldDirectories(root, durable=durable)
             yield held
         except OSError as error:
             raise from_os_error(error, self.where(path)) from error
         finally:
             if held is not None:
                 held.close()
+
+
+def _remove_directory(parent: int, name: str) -> None:
+    """Remove an empty directory; what a killed process left in it is nothing. Raises OSError."""
+    try:
+        os.rmdir(name, dir_fd=parent)
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
+        inner = os.open(name, OPEN_DIRECTORY, dir_fd=parent)
+        try:
+            sweep(inner)
+        finally:
+            os.close(inner)
+        os.rmdir(name, dir_fd=parent)
 
 
 def _make_link(

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 
 from fastsync_local.held import MAX_HELD, OPEN_DIRECTORY, parent_of
+from fastsync_local.temporary import TEMPORARY, remove_abandoned
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ PAGE: Final = 2048
 
 # scandir's objects take about 300 bytes each; above this many in one directory only names are kept.
 _MANY: Final = 1 << 15
-
-TEMPORARY: Final = re.compile(r"\.fs-[0-9a-f]{16}\.part")
 
 
 class _Level:
@@ -92,7 +90,8 @@ class Walk:
 
     `after` is the `last` of a page of an earlier walk: the new one goes on behind it. An entry that is
     gone by the time it is looked at is left out: it vanished, nothing was missed. Anything else that
-    cannot be looked at is a fault. Raises OSError only if the root cannot be read.
+    cannot be looked at is a fault. Temporary files are left out, and with `sweep` those that nobody will
+    finish are removed. Raises OSError only if the root cannot be read.
     """
 
     def __init__(
@@ -103,6 +102,7 @@ class Walk:
         links: LinkPolicy = "keep",
         owner: bool = False,
         prune: Callable[[str], bool] | None = None,
+        sweep: bool = False,
         after: str = "",
     ) -> None:
         self._recursive = recursive
@@ -110,6 +110,7 @@ class Walk:
         self._follow = links == "follow"
         self._owner = owner
         self._prune = prune
+        self._sweep = sweep
         self._rows: list[Row] = []
         self._faults: list[RowFault] = []
         self._stack: list[_Level] = []
@@ -222,13 +223,18 @@ class Walk:
         by_key: dict[str, os.DirEntry[str]] = {}
         temporary = TEMPORARY.fullmatch
         follow = self._follow
+        unfinished: list[str] = []
         with os.scandir(level.fd) as found:
             for item in found:
                 name = item.name
                 if name[0] == "." and temporary(name):
+                    unfinished.append(name)
                     continue
                 is_dir = _leads_to_directory(item) if follow else item.is_dir(follow_symlinks=False)
                 by_key[name + "/" if is_dir else name] = item
+        if self._sweep:
+            for name in unfinished:
+                remove_abandoned(level.fd, name)
         level.keys = sorted_as_bytes(list(by_key))
         if len(by_key) <= _MANY:
             level.items = [by_key[key] for key in level.keys]

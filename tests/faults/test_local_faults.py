@@ -598,3 +598,61 @@ def test_killed_and_run_again(
     assert fastsync("sync", "src", "dest") == (0, "", "")
     for path in src.iterdir():
         assert (tmp_path / "dest" / path.name).read_bytes() == path.read_bytes()
+
+
+LEAVE = """
+import os, sys
+from fastsync_local.temporary import Names
+names = Names()
+for directory in sys.argv[1:]:
+    with open(os.path.join(directory, names.new()), "w") as file:
+        file.write("half")
+"""
+
+
+@pytest.fixture
+def abandon(fastsync: Fastsync) -> Callable[..., None]:
+    """Leave a temporary file in each of some directories, as a process does that is killed."""
+
+    def abandon(*directories: Path) -> None:
+        subprocess.run([sys.executable, "-c", LEAVE, *directories], check=True)
+
+    return abandon
+
+
+@pytest.mark.parametrize(
+    "arguments", [("sync", "src", "dest"), ("cp", "-R", "src/", "dest"), ("cp", "src/a", "dest/")]
+)
+def test_what_a_killed_run_left_is_removed(
+    fastsync: Fastsync,
+    plant: Plant,
+    debris: Debris,
+    abandon: Callable[..., None],
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+) -> None:
+    """Where it is written to, and nowhere else; not by a dry run."""
+    src = plant(tmp_path / "src", {"a": "a", "dir/b": "b"})
+    dest = plant(tmp_path / "dest", {"dir/": ""})
+    abandon(src, dest, *([dest / "dir"] if "src/a" not in arguments else []))
+    before = debris(tmp_path)
+    assert fastsync(*arguments, "-n").code == 0
+    assert debris(tmp_path) == before
+    assert fastsync(*arguments) == (0, "", "")
+    assert [path.parent for path in debris(tmp_path)] == [src]
+    assert (dest / "a").read_text() == "a"
+
+
+def test_a_directory_to_delete_that_holds_what_a_killed_run_left(
+    fastsync: Fastsync, plant: Plant, abandon: Callable[..., None], tmp_path: Path
+) -> None:
+    """Also where the listing could not see it: below a directory that was made meanwhile."""
+    plant(tmp_path / "src", {"a": "a"})
+    dest = plant(tmp_path / "dest", {"a": "a", "dir/b": "b", "dir/deep/c": "c"})
+    abandon(dest / "dir", dest / "dir/deep")
+    assert fastsync("sync", "--delete", "src", "dest") == (0, "", "")
+    assert os.listdir(dest) == ["a"]
+    (dest / "dir").mkdir()
+    abandon(dest / "dir")
+    assert fastsync("rm", "-R", dest / "dir") == (0, "", "")
+    assert os.listdir(dest) == ["a"]

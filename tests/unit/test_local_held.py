@@ -358,3 +358,21 @@ def test_listings_of_one_root_do_not_share_a_position(tmp_path: Path) -> None:
     os.close(one)
     os.close(other)
     root.close()
+
+
+def test_durable_directories_are_on_the_disk_before_they_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "root").mkdir()
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    held = HeldDirectories(open_root(str(tmp_path / "root")), durable=True)
+    held.get("a/b", create=True)
+    held.close()
+    top = str(tmp_path / "root")
+    assert synced == [top, f"{top}/a"]
+    root = Root(str(tmp_path / "x/y/z"))
+    for durable in (False, True, True):
+        os.close(root.descriptor(create=True, durable=durable))
+    root.close()
+    assert synced[2:] == [str(tmp_path), f"{tmp_path}/x", f"{tmp_path}/x/y"]

@@ -1,0 +1,134 @@
+"""Temporary files: names that say whose they are, and the end of those that nobody will finish.
+
+A name is ``.fs-`` and 16 hex digits and ``.part``: 25 bytes whatever the target is called. The digits say
+on which start of which machine it was made, by which process, and when that process began; so a file that a
+killed process left behind is known by its name alone, at no cost for those that are finished.
+
+Imports are few on purpose: see `fastsync_local.copying`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import stat
+import time
+import zlib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+TEMPORARY: Final = re.compile(r"\.fs-[0-9a-f]{16}\.part")
+
+# How the 64 bits are shared out, from the top: 20 for the machine, 22 for the process (Linux has no
+# numbers above 2**22), 10 for its start, 12 to tell its files apart.
+_PID_BITS: Final = 22
+_START_BITS: Final = 10
+_COUNT_BITS: Final = 12
+# Of another machine, or from before a start of this one, nothing is known but its age.
+FOREIGN_AGE_S: Final = 24 * 3600
+# A look for left-overs in a directory that is not listed anyway ends after so many names.
+GLANCE: Final = 10_000
+
+
+class _Own:
+    """The bits that all names of this process begin with, made when the first is asked for."""
+
+    bits: int | None = None
+    counter = itertools.count()
+
+
+# A process that was forked is another one.
+os.register_at_fork(after_in_child=lambda: setattr(_Own, "bits", None))
+
+
+class Names:
+    """Names that no other process takes, nor this one twice before 4096 others."""
+
+    def new(self) -> str:
+        if _Own.bits is None:
+            pid = os.getpid()
+            start = (_started(pid) or 0) & ((1 << _START_BITS) - 1)
+            _Own.bits = (_machine() << _PID_BITS | pid & ((1 << _PID_BITS) - 1)) << _START_BITS
+            _Own.bits |= start
+            _Own.counter = itertools.count(int.from_bytes(os.urandom(2), "big"))
+        count = next(_Own.counter) & ((1 << _COUNT_BITS) - 1)
+        return f".fs-{_Own.bits << _COUNT_BITS | count:016x}.part"
+
+
+def _machine() -> int:
+    """Twenty bits for what gives a process number its meaning: this start of this machine, and the
+    container, if any (boot_id in proc_sys_kernel(5), pid_namespaces(7))."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+            text = file.read() + os.fsencode(os.readlink("/proc/self/ns/pid"))
+    except OSError:
+        text = os.fsencode(os.uname().nodename)
+    return zlib.crc32(text) >> 12
+
+
+def _started(pid: int) -> int | None:
+    """When a process began, in clock ticks (proc_pid_stat(5), field 22); None when there is none, 0 where
+    that cannot be known."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # The name, in parentheses, may hold anything.
+            return int(file.read().rpartition(b")")[2].split()[19])
+    except OSError:
+        pass
+    if os.path.isdir("/proc/self"):
+        return None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except OSError:
+        pass  # somebody else's
+    return 0
+
+
+def is_abandoned(directory: int, name: str) -> bool:
+    """True for a temporary file of ours that no process will finish. Raises OSError."""
+    status = os.lstat(name, dir_fd=directory)
+    if status.st_uid != os.geteuid() or not (
+        stat.S_ISLNK(status.st_mode) or (stat.S_ISREG(status.st_mode) and status.st_nlink == 1)
+    ):
+        return False
+    bits = int(name[4:20], 16) >> _COUNT_BITS
+    start = bits & ((1 << _START_BITS) - 1)
+    bits >>= _START_BITS
+    if bits >> _PID_BITS != _machine():
+        # The change time: the other one may be the source's already.
+        return time.time() - status.st_ctime > FOREIGN_AGE_S
+    started = _started(bits & ((1 << _PID_BITS) - 1))
+    return started is None or started & ((1 << _START_BITS) - 1) != start
+
+
+def remove_abandoned(directory: int, name: str) -> bool:
+    """Remove a temporary file if nobody will finish it; true when it is gone."""
+    try:
+        if is_abandoned(directory, name):
+            os.unlink(name, dir_fd=directory)
+            return True
+    except FileNotFoundError:
+        return True
+    except OSError:
+        pass  # it does no harm; who can write here next may have more luck
+    return False
+
+
+def sweep(directory: int, most: int | None = None) -> None:
+    """Remove the temporary files in a directory that nobody will finish, of its first `most` names."""
+    try:
+        with os.scandir(directory) as found:
+            names = [
+                item.name
+                for item in itertools.islice(found, most)
+                if item.name[0] == "." and TEMPORARY.fullmatch(item.name)
+            ]
+    except OSError:
+        return
+    for name in names:
+        remove_abandoned(directory, name)
