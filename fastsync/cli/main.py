@@ -19,6 +19,7 @@ from fastsync.names import printable
 
 PROGRAM: Final = "fastsync"
 COMPLETE_VARIABLE: Final = "_FASTSYNC_COMPLETE"
+_STRAITENED: Final = "raise `ulimit -v` and `-u`, or lower --jobs, --parallel and --chunk-size"
 EXIT_SIGPIPE: Final = 141  # what a shell reports of a program that died of writing to a closed pipe
 
 
@@ -47,7 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _drop_output()
         ours = from_os_error(error, error.filename if isinstance(error.filename, str) else None)
         status = _fail(error, str(ours), ours.exit_code)
+    except MemoryError as error:
+        status = _fail(error, f"out of memory ({_STRAITENED})", 1)
     except Exception as error:
+        if isinstance(error, RuntimeError) and "start new thread" in str(error):
+            return _fail(error, f"the system allows no further thread ({_STRAITENED})", 1)
         told = f"this is a bug: {type(error).__name__}: {error}"
         status = _fail(
             error, f"{told} (run it with FASTSYNC_TRACEBACK=1 and report what it says)", 1

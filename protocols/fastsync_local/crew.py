@@ -27,11 +27,22 @@ LANES_FROM: Final = 256
 TELL_EVERY: Final = 8 << 20
 
 
+class _Threads(ThreadPoolExecutor):
+    """Makes do with the threads it has where the system refuses another: their turn comes."""
+
+    def _adjust_thread_count(self) -> None:
+        try:
+            super()._adjust_thread_count()
+        except RuntimeError:  # "can't start new thread"
+            if not self._threads:
+                raise
+
+
 class Crew:
     """Threads and helper processes, started when there is work for them and gone with the run."""
 
     def __init__(self) -> None:
-        self._threads: ThreadPoolExecutor | None = None
+        self._threads: _Threads | None = None
         self._idle_lanes: list[Lane] = []
         self._lanes: list[Lane] = []
         self._free: asyncio.Semaphore | None = None
@@ -70,7 +81,7 @@ class Crew:
         """Run blocking work. When cancelled, return only after the thread has let go of its files:
         `on_cancel` asks it to hurry, `undo` takes what it brought all the same."""
         if self._threads is None:
-            self._threads = ThreadPoolExecutor(self._jobs + 4, "fastsync-local")
+            self._threads = _Threads(self._jobs + 4, "fastsync-local")
         future = asyncio.get_running_loop().run_in_executor(self._threads, work)
         try:
             return await asyncio.shield(future)

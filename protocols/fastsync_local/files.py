@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -10,9 +11,39 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from fastsync.backend import READ_BUFFER, Buffer, Entry, PinnedFile, WriteOptions
-from fastsync.errors import Changed, IntegrityError, UsageError, from_os_error
+from fastsync.errors import Changed, FastsyncError, IntegrityError, UsageError, from_os_error
 from fastsync_local.copying import Rules, Target, same_state, write_all
 from fastsync_local.crew import Crew
+
+
+def write_error(
+    error: OSError, where: str, place: int | str, need: int | None, held: int = 0
+) -> FastsyncError:
+    """The error of ours for a write that failed. Of a full disk it says how much would have been needed
+    and how much is free at `place` (a path or a descriptor), `held` bytes more being given back."""
+    made = from_os_error(error, where)
+    if error.errno != errno.ENOSPC:
+        return made
+    try:
+        status = os.statvfs(place)
+    except OSError:
+        return made
+    free = status.f_bavail * status.f_frsize + held
+    if status.f_files and not status.f_favail:
+        made.message += ": no inode is free"
+    elif need is not None and need > free:
+        made.message += f": need {_in_words(need)}, free {_in_words(free)}"
+    return made
+
+
+def _in_words(size: int) -> str:
+    if size < 1024:
+        return f"{size} bytes"
+    amount, units = size / 1024, iter(("KiB", "MiB", "GiB", "TiB"))
+    unit = next(units)
+    while amount >= 1024 and unit != "TiB":
+        amount, unit = amount / 1024, next(units)
+    return f"{amount:.1f} {unit}"
 
 
 class LocalFile:
@@ -121,8 +152,12 @@ class LocalUpload:
         try:
             await self._crew.in_thread(lambda: write_all(self._target.fd, view, start))
         except OSError as error:
-            raise from_os_error(error, self._where) from error
+            raise self._failed(error) from error
         self.covers(start, start + len(view))
+
+    def _failed(self, error: OSError) -> FastsyncError:
+        held = os.fstat(self._target.fd).st_blocks * 512 if self._target.fd >= 0 else 0
+        return write_error(error, self._where, self._directory, self._like.size, held)
 
     async def commit(self, size: int) -> Entry:
         if self._covered != ([(0, size)] if size else []):
@@ -134,7 +169,7 @@ class LocalUpload:
         try:
             await self._crew.in_thread(lambda: self._commit(size))
         except OSError as error:
-            raise from_os_error(error, self._where) from error
+            raise self._failed(error) from error
         finally:
             await self.abort()
         mtime_ns = self._like.mtime_ns if self._options.mtime else None

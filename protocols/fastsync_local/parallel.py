@@ -73,9 +73,14 @@ def in_parallel(size: int, threads: int, copy: Callable[[int, int], object]) -> 
         except BaseException as error:
             errors.append(error)
 
-    helpers = [threading.Thread(target=work, daemon=True) for _ in range(threads - 1)]
-    for helper in helpers:
-        helper.start()
+    helpers: list[threading.Thread] = []
+    for _ in range(threads - 1):
+        helper = threading.Thread(target=work, daemon=True)
+        try:
+            helper.start()
+        except RuntimeError:  # the system refuses another thread: this one does it
+            break
+        helpers.append(helper)
     work()
     for helper in helpers:
         helper.join()

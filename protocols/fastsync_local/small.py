@@ -17,7 +17,7 @@ from fastsync_local.copying import (
     split,
     write_all,
 )
-from fastsync_local.files import rules_for
+from fastsync_local.files import rules_for, write_error
 from fastsync_local.held import HeldDirectories
 from fastsync_local.temporary import Names
 
@@ -94,7 +94,8 @@ def write_files(
         except FastsyncError as error:
             answers.append(error.at(where(job.path)))
         except OSError as error:
-            answers.append(from_os_error(error, where(job.path)))
+            directory_fd = held.get("")
+            answers.append(write_error(error, where(job.path), directory_fd, len(job.data)))
         else:
             answers.append(None)
             if options.durable:

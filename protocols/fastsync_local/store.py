@@ -51,7 +51,14 @@ from fastsync_local.copying import (
     umask,
 )
 from fastsync_local.crew import TELL_EVERY, Crew
-from fastsync_local.files import Left, LocalFile, LocalUpload, digest, rules_for
+from fastsync_local.files import (
+    Left,
+    LocalFile,
+    LocalUpload,
+    digest,
+    rules_for,
+    write_error,
+)
 from fastsync_local.held import OPEN_DIRECTORY, HeldDirectories, Root, insist
 from fastsync_local.lanes import Lane, LaneFailed
 from fastsync_local.small import read_files, write_files
@@ -470,8 +477,9 @@ class LocalStore:
             return NameRefused(text, where=self.where(job[1]))
         if kind == "stopped":
             return Transient("stopped", where=self.where(job[1]))
-        where = source.where(job[0]) if kind == "read" else self.where(job[1])
-        return from_os_error(OSError(number, text), where)
+        if kind == "read":
+            return from_os_error(OSError(number, text), source.where(job[0]))
+        return write_error(OSError(number, text), self.where(job[1]), self.root.path, job[2])
 
     async def delete(self, entries: Sequence[Entry]) -> list[FastsyncError | None]:
         """See `Sink.delete`."""
