@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from fastsync.errors import UsageError
+from fastsync.redaction import conceal
 
 LOCAL_SCHEME: Final = "file"
 STREAM: Final = "-"
@@ -95,6 +96,15 @@ class Location:
         return user if self.password is None else f"{user}:***"
 
 
+def as_shown(text: str) -> str:
+    """A place as a person wrote it, without its secrets. Raises UsageError as `parse` does."""
+    return str(parse(text)) if "://" in text else text
+
+
+# A value of a query that is no mere word.
+_LONG: Final = 16
+
+
 def parse(text: str) -> Location:
     """Read a place as a person writes it.
 
@@ -147,12 +157,16 @@ def _parse_url(scheme: str, rest: str) -> Location:
             where=f"{scheme}://{hostport.partition(':')[0]}",
             hint="in a user name or password, write / as %2F, : as %3A, @ as %40, ? as %3F",
         )
+    secret = _unquote(password) if colon else None
+    # The user of a web address may be a token.
+    conceal(secret, query, user if scheme in _WEB else None)
+    conceal(*(value for value in re.findall(r"=([^&]*)", query) if len(value) >= _LONG))
     return Location(
         scheme,
         slash + path,
         host=match[1],
         port=port,
         user=_unquote(user) if at else None,
-        password=_unquote(password) if colon else None,
+        password=secret,
         query=query,
     )

@@ -14,6 +14,7 @@ from fastsync.errors import Conflict, FastsyncError, ListingError, NotFound, Usa
 from fastsync.events import Observer, Silent
 from fastsync.filters import Chooser, Filter, Rule
 from fastsync.location import LOCAL_SCHEME, Location, parse
+from fastsync.redaction import conceal
 from fastsync.registry import Registry
 from fastsync.resuming import Range, Unfinished, Version
 from fastsync.settings import Settings, Side, is_secret
@@ -90,7 +91,10 @@ class _Watched(Mapping[str, str]):
 
     def __getitem__(self, key: str) -> str:
         self._seen.add(key)
-        return self._values[key]
+        value = self._values[key]
+        if is_secret(key):
+            conceal(value)
+        return value
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)

@@ -41,6 +41,7 @@ from fastsync.errors import (
     UsageError,
     from_os_error,
 )
+from fastsync.redaction import conceal
 from fastsync.tls import TlsSocket
 
 T = TypeVar("T")
@@ -1414,6 +1415,7 @@ def _parse_proxy(url: str) -> _Proxy:
         raise UsageError("the proxy's address is not understood", hint="write http://host:port")
     authorization = ""
     if parts.username is not None:
+        conceal(parts.password, unquote(parts.password or ""))
         pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         token = base64.b64encode(pair.encode()).decode()
         authorization = f"Proxy-Authorization: Basic {token}\r\n"

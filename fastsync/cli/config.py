@@ -15,6 +15,7 @@ from fastsync.config import SETTINGS, Resolved, find_config, presets, read_confi
 from fastsync.errors import UsageError, from_os_error
 from fastsync.location import parse
 from fastsync.names import printable
+from fastsync.redaction import redacted
 from fastsync.settings import is_secret
 from fastsync.userfile import read_preset
 
@@ -49,7 +50,7 @@ def show(config_file: Path | None, profile: str | None, as_json: bool) -> None:
     """Print each setting in force and where it comes from."""
     found = resolve({}, profile=profile, config_file=config_file)
     for note in found.notes:
-        click.echo(printable(f"fastsync: note: {note}"), err=True)
+        click.echo(printable(redacted(f"fastsync: note: {note}")), err=True)
     click.echo(json.dumps(_as_json(found)) if as_json else "\n".join(_as_toml(found)))
 
 

@@ -65,6 +65,7 @@ async def _print_all(places: tuple[str, ...], request: Request, levels: int) -> 
     from fastsync.cli.render import tell, write_text
     from fastsync.errors import FastsyncError, worst_exit
     from fastsync.listing import run_du
+    from fastsync.location import as_shown
 
     exit_codes: set[int] = set()
     for place in places:
@@ -73,7 +74,7 @@ async def _print_all(places: tuple[str, ...], request: Request, levels: int) -> 
                 if isinstance(found, Fault):
                     exit_codes.add(tell(found.error))
                 else:
-                    write_text(_line(place, found, request))
+                    write_text(_line(as_shown(place), found, request))
         except FastsyncError as error:
             exit_codes.add(tell(error))
     return worst_exit(exit_codes)

@@ -8,10 +8,11 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from fastsync.cli.render import Console, item_json
+from fastsync.cli.render import Console, item_json, shown
 from fastsync.errors import UsageError
 from fastsync.events import Item, Observer, Totals
 from fastsync.names import printable
+from fastsync.redaction import redacted
 from fastsync.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Logged:
             self._console.item(item)
 
     def note(self, text: str) -> None:
+        text = redacted(text)
         note = json.dumps({"note": text}) if self._as_json else printable(text)
         self._logger.warning("%s", note)
         self._console.note(text)
@@ -48,7 +50,7 @@ class Logged:
 
 def _line(item: Item) -> str:
     places = " -> ".join(printable(place) for place in (item.source, item.destination) if place)
-    why = printable(str(item.error)) if item.error is not None else item.reason
+    why = shown(item.error) if item.error is not None else item.reason
     return f"{item.operation} {places}: {why}"
 
 

@@ -89,12 +89,14 @@ class Listing:
         """List every place; one that cannot be listed does not keep the others from being."""
         from fastsync.cli.render import tell, write_text
         from fastsync.errors import FastsyncError, worst_exit
+        from fastsync.location import as_shown
         from fastsync.names import printable
 
         several = len(places) > 1 and not self._settings.json and not self._print0
         for index, place in enumerate(places):
             if several:
-                write_text(f"{'' if index == 0 else chr(10)}{printable(place)}:\n")
+                shown = printable(as_shown(place))
+                write_text(f"{'' if index == 0 else chr(10)}{shown}:\n")
             try:
                 await (self._print_versions(place) if versions else self._print(place))
             except FastsyncError as error:
@@ -106,8 +108,10 @@ class Listing:
     async def _print(self, place: str) -> None:
         from fastsync.cli.render import tell, write_text
         from fastsync.listing import run_ls
+        from fastsync.location import as_shown
 
         recursive = self._settings.recursive
+        shown = as_shown(place)
         is_first = True
         async for page in run_ls(
             place, self._request, recursive=recursive, directory=self._directory
@@ -115,7 +119,7 @@ class Listing:
             if is_first:
                 self._modes = any(entry.mode is not None for entry in page.entries)
                 is_first = False
-            lines = [self._line(place, entry) for entry in page.entries]
+            lines = [self._line(shown, entry) for entry in page.entries]
             self._count(page.entries)
             write_text("".join(lines))
             for fault in page.faults:
@@ -124,11 +128,12 @@ class Listing:
     async def _print_versions(self, place: str) -> None:
         from fastsync.cli.render import write_text
         from fastsync.listing import run_versions
+        from fastsync.location import as_shown
 
         recursive = self._settings.recursive
         async for page in run_versions(place, self._request, recursive=recursive):
             self._count([each.entry for each in page])
-            write_text("".join(self._version_line(place, each) for each in page))
+            write_text("".join(self._version_line(as_shown(place), each) for each in page))
 
     def _count(self, entries: list[Entry]) -> None:
         files = [entry for entry in entries if entry.kind == "file"]

@@ -102,13 +102,15 @@ def _one_line(error: Exception) -> str:
 
 
 def _fail(error: BaseException, told: str, status: int) -> int:
+    from fastsync.redaction import redacted
+
     if os.environ.get("FASTSYNC_TRACEBACK"):
         import traceback
 
         told = "".join(traceback.format_exception(error)) + told
-        told = "\n".join(map(printable, told.splitlines()))
+        told = "\n".join(map(printable, redacted(told).splitlines()))
     else:
-        told = printable(told)
+        told = printable(redacted(told))
     try:
         if sys.stderr is not None:
             sys.stderr.write(f"{PROGRAM}: error: {told}\n")

@@ -16,6 +16,7 @@ from typing import Any, Final, TextIO
 from fastsync.errors import FastsyncError
 from fastsync.events import Item, Totals
 from fastsync.names import printable
+from fastsync.redaction import redacted
 from fastsync.settings import Settings
 from fastsync.tally import Summary
 
@@ -80,6 +81,11 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
+def shown(error: FastsyncError) -> str:
+    """An error as a terminal or a log may have it."""
+    return printable(redacted(str(error)))
+
+
 def item_json(item: Item) -> str:
     """The line of one item; see docs/OUTPUT.md."""
     return json_line(
@@ -90,7 +96,7 @@ def item_json(item: Item) -> str:
         size=item.size,
         duration=f"{item.duration_s:.3f}s",
         reason=item.reason or None,
-        error=printable(str(item.error)) if item.error is not None else None,
+        error=shown(item.error) if item.error is not None else None,
     )
 
 
@@ -166,10 +172,10 @@ class Console:
 
     def note(self, text: str) -> None:
         if not self._settings.quiet or text.startswith("not deleting"):
-            self._err(f"fastsync: {printable(text)}")
+            self._err(f"fastsync: {printable(redacted(text))}")
 
     def error(self, error: FastsyncError) -> None:
-        self._err(f"fastsync: error: {printable(str(error))}")
+        self._err(f"fastsync: error: {shown(error)}")
 
     def progress(self, totals: Totals) -> None:
         if self._display is not None:
@@ -219,7 +225,7 @@ def tell(error: FastsyncError) -> int:
     """Say what went wrong with one of several places; its exit code."""
     if sys.stdout is not None:
         sys.stdout.flush()
-    write_error(f"fastsync: error: {printable(str(error))}")
+    write_error(f"fastsync: error: {shown(error)}")
     return error.exit_code
 
 

@@ -15,6 +15,7 @@ from typing import Final
 
 from fastsync.errors import ConfigError, UsageError
 from fastsync.location import Location
+from fastsync.redaction import conceal
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
@@ -28,6 +29,8 @@ _OURS: Final = frozenset(
         "upgrade",
     )
 )  # fmt: skip
+# Header lines that hold no secret, and words that messages may need.
+_PLAIN: Final = frozenset(("accept", "accept-language", "origin", "referer", "user-agent"))
 
 
 class Identity:
@@ -55,6 +58,7 @@ def identify(
         value = _authorization(location, environ)
         if value is not None:
             lines.append(("Authorization", value))
+    conceal(*(value for name, value in lines if name.lower() not in _PLAIN))
     return Identity(lines)
 
 
@@ -65,6 +69,7 @@ def _authorization(location: Location, environ: Mapping[str, str]) -> str | None
     if token and location.user is None:
         if not re.fullmatch(r"[A-Za-z0-9._~+/=-]+", token):  # RFC 6750, 2.1
             raise ConfigError("FASTSYNC_BEARER_TOKEN is no bearer token")
+        conceal(token)
         return f"Bearer {token}"
     found = _from_netrc(location, environ)
     if found is not None:
@@ -94,6 +99,7 @@ def _from_netrc(location: Location, environ: Mapping[str, str]) -> tuple[str, st
         ) from None
     if found is None or (location.user is not None and found[0] != location.user):
         return None
+    conceal(found[2])
     return found[0], found[2] or ""
 
 

@@ -43,6 +43,7 @@ from fastsync.errors import (
     UsageError,
     from_os_error,
 )
+from fastsync.redaction import conceal
 from fastsync.wire import Headers, Origin, Outgoing, Wire, WireOptions
 from fastsync_s3.documents import parse_error
 from fastsync_s3.options import Addressing, BaseUrl, S3Options, parse_endpoint
@@ -426,6 +427,7 @@ class Control:
         static = self._static()
         if static is not None:
             self._credentials, self._check_at = static, math.inf
+            conceal(static.secret_key, static.token)
             return
         with _as_ours("s3://", "find credentials"):
             session = await self._opened_session()
@@ -434,6 +436,7 @@ class Control:
                 raise AccessRefused(_NO_CREDENTIALS, hint=_NO_CREDENTIALS_HINT)
             key, secret, token = (await found.get_frozen_credentials())[:3]
         self._credentials = Credentials(key, secret, token)
+        conceal(secret, token)
         self._check_at = time.monotonic() + _CHECK_EVERY_S
 
     def _static(self) -> Credentials | None:
