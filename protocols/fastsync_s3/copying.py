@@ -151,7 +151,7 @@ class ServiceCopy:
             headers["x-amz-metadata-directive"] = "REPLACE"
         else:
             headers |= {**values(head, _KEPT), **options.write_headers}
-        return Call("PUT", self._sink.new_key(job.path), (), headers)
+        return Call("PUT", self._sink.new_key(job.path), (), headers, repeatable=False)
 
     @staticmethod
     def _source_headers(store: S3Store, job: CopyJob) -> dict[str, str]:

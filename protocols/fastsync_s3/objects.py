@@ -146,7 +146,7 @@ def kept_mode(mode: int, write: WriteOptions) -> int:
 
 
 def written(
-    like: Entry, size: int, etag: str, stored_ns: int | None, options: WriteOptions
+    like: Entry, size: int, etag: str | None, stored_ns: int | None, options: WriteOptions
 ) -> Entry:
     """The entry of what was just written with the metadata of `like`."""
     return Entry(

@@ -588,7 +588,9 @@ class S3Store:
                 headers = write_headers(key, job.entry, self.plane.options, options)
                 digests = wanted.of_buffer(job.data)
                 headers |= {**digests.headers(), **conditions}
-                calls.append(Call("PUT", key, (), headers, job.data, digests.sha256))
+                calls.append(
+                    Call("PUT", key, (), headers, job.data, digests.sha256, repeatable=False)
+                )
                 sent.append(index)
             except FastsyncError as error:
                 answers[index] = error.at(self.where(job.path))

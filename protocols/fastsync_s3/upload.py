@@ -309,7 +309,8 @@ class S3Upload:
         if digests.size != size:
             raise IntegrityError(f"{digests.size} of {size} bytes were written", where=self._where)
         headers = {**self._headers, **await self._conditions(), **digests.headers()}
-        call = Call("PUT", self._key, (), headers, held.data, digests.sha256)
+        # Whether it was done, should the answer get lost, is asked: see `commit`.
+        call = Call("PUT", self._key, (), headers, held.data, digests.sha256, repeatable=False)
         if held.fd >= 0:
             stop = held.start + size
             try:
@@ -320,7 +321,7 @@ class S3Upload:
                 raise Changed("the file was written to while it was sent") from error
         else:
             reply = await self._plane.ask(call)
-        return self._made(size, self._etag(reply.headers), http_time(reply.headers.get("date")))
+        return self._made(size, etag_of(reply.headers), http_time(reply.headers.get("date")))
 
     async def _complete(self, size: int) -> Entry:
         parts = [self._parts[number] for number in sorted(self._parts)]
@@ -374,7 +375,7 @@ class S3Upload:
             crc = combine_crc64nvme(crc, part.crc, part.size)
         return crc
 
-    def _made(self, size: int, etag: str, stored_ns: int | None) -> Entry:
+    def _made(self, size: int, etag: str | None, stored_ns: int | None) -> Entry:
         return written(self._like._replace(path=self._path), size, etag, stored_ns, self._options)
 
     async def _find(self, size: int) -> Entry | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -249,3 +250,160 @@ def test_patience_that_is_asked_for_is_shown(server: HostileS3, disk: Path) -> N
     assert 2 <= time.monotonic() - started < 5
     times = [seen.time_s for seen in server.seen("GetObject")]
     assert max(b - a for a, b in itertools.pairwise(times)) >= 2
+
+
+# -- uploads ---------------------------------------------------------------------------------------------
+
+LARGE = noise(MIB) * 11 + b"and a bit"
+UP: dict[str, Any] = {"chunk_size": 5 * MIB, "retry_count": 2, "stall_timeout": 3.0}
+
+
+def upload(server: HostileS3, disk: Path, data: bytes, **settings: Any) -> Summary:
+    """Over an old object; whatever happens, there is one or the other, and no upload left open."""
+    (disk / "file").write_bytes(data)
+    if "key" not in server.keys("bucket"):
+        server.put("bucket", "key", b"old")
+    server.requests.clear()
+    summary = fastsync.cp(disk / "file", "s3://bucket/key", **{**QUICK, **UP, **settings})
+    assert server.data("bucket", "key") == (data if summary.exit_code == 0 else b"old")
+    assert server.open_uploads == []
+    return summary
+
+
+# Faults of a PUT: what comes of it, and how many PUTs it takes. Two would be two versions.
+PUTS: dict[str, tuple[Fault, int, int]] = {
+    "lost reply": (faults.lost_reply(), 0, 1),
+    "lost by a reset": (faults.lost_reply(reset=True), 0, 1),
+    "reply that does not end": (faults.no_answer(), 0, 1),
+    "error after all": (faults.error_body(done=True), 0, 1),
+    "error in a body": (faults.error_body(), 0, 2),
+    "hung up": (faults.hang_up(), 0, 2),
+    "failed": (faults.refuse(500, "InternalError"), 0, 2),
+    "busy": (faults.slow_down("0"), 0, 2),
+    "refused": (faults.refuse(403, "AccessDenied"), 1, 1),
+    "no room": (faults.refuse(507, "InsufficientStorage"), 7, 1),
+    "no ETag": (faults.header(etag=None), 0, 1),
+}
+
+
+@pytest.mark.parametrize("name", PUTS)
+@pytest.mark.parametrize("threshold", [0, MIB], ids=["alone", "in a batch"])
+@pytest.mark.parametrize("size", [1000, 3 * MIB])
+def test_a_put_is_settled_and_not_repeated(
+    server: HostileS3, disk: Path, name: str, threshold: int, size: int
+) -> None:
+    fault, code, puts = PUTS[name]
+    server.on("PutObject", fault)
+    assert upload(server, disk, LARGE[:size], small_file_threshold=threshold).exit_code == code
+    assert server.count("PutObject") == puts
+
+
+# Faults of the end of an upload in parts, and how often it is asked for.
+ENDS: dict[str, tuple[Fault, int, int]] = {
+    "error in a body": (faults.error_body(), 0, 2),
+    "busy in a body": (faults.error_body("SlowDown"), 0, 2),
+    "refused in a body": (faults.error_body("AccessDenied"), 1, 1),
+    "error after all": (faults.error_body(done=True), 0, 1),
+    "lost reply": (faults.lost_reply(), 0, 1),
+    "lost by a reset": (faults.lost_reply(reset=True), 0, 1),
+    "reply that does not end": (faults.no_answer(), 0, 1),
+    "cut reply": (faults.cut(30), 0, 1),
+    "a page": (faults.html, 0, 2),
+    "hung up": (faults.hang_up(), 0, 2),
+    "failed": (faults.refuse(500, "InternalError"), 0, 2),
+    "refused": (faults.refuse(403, "AccessDenied"), 1, 1),
+    "a part is missing": (faults.refuse(400, "InvalidPart"), 4, 1),
+    "the sum is another": (faults.refuse(400, "BadDigest"), 4, 1),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_the_end_of_an_upload_is_settled_and_not_repeated(
+    server: HostileS3, disk: Path, name: str
+) -> None:
+    fault, code, ends = ENDS[name]
+    server.on("CompleteMultipartUpload", fault)
+    assert upload(server, disk, LARGE).exit_code == code
+    assert server.count("CompleteMultipartUpload") == ends
+    assert server.count("CreateMultipartUpload") == 1
+
+
+@pytest.mark.parametrize("name", sorted(PUTS.keys() - {"no ETag"}))
+def test_a_part_that_fails_is_sent_again(server: HostileS3, disk: Path, name: str) -> None:
+    fault, code, _ = PUTS[name]
+    server.on("UploadPart", fault, skip=1)
+    assert upload(server, disk, LARGE).exit_code == code
+    assert server.count("UploadPart") <= 4
+    assert server.count("CreateMultipartUpload") == 1
+
+
+@pytest.mark.parametrize("operation", ["UploadPart", "CompleteMultipartUpload"])
+def test_what_keeps_failing_is_aborted(server: HostileS3, disk: Path, operation: str) -> None:
+    """Even when the first try to do so fails."""
+    server.on(operation, faults.refuse(500, "InternalError"), times=None)
+    server.on("AbortMultipartUpload", faults.refuse(503, "SlowDown"))
+    assert upload(server, disk, LARGE, resume=False).exit_code == 1
+    assert server.count(operation) <= 9
+
+
+def test_bytes_that_change_on_their_way_up_are_found(server: HostileS3, disk: Path) -> None:
+    """By the server, which is told what they add up to."""
+
+    def damage(request: Request, honest: Honest) -> Response:
+        return honest(replace(request, body=b"x" + request.body[1:]))
+
+    for size in (1000, len(LARGE)):
+        server.on("PutObject", damage, times=None)
+        server.on("UploadPart", damage, times=None)
+        assert upload(server, disk, LARGE[:size]).exit_code in (4, 8)
+
+
+# -- copies inside the service ---------------------------------------------------------------------------
+
+
+def copy_within(server: HostileS3, data: bytes = b"newer") -> Summary:
+    server.put("bucket", "from", data)
+    server.put("bucket", "key", b"old")
+    summary = fastsync.cp("s3://bucket/from", "s3://bucket/key", **QUICK)
+    assert server.data("bucket", "key") == (data if summary.exit_code == 0 else b"old")
+    assert server.open_uploads == []
+    assert server.count("GetObject") == 0
+    return summary
+
+
+COPIES: dict[str, tuple[Fault, int]] = {
+    "error in a body": (faults.error_body(), 0),
+    "busy in a body": (faults.error_body("SlowDown"), 0),
+    "refused in a body": (faults.error_body("AccessDenied"), 1),
+    "error after all": (faults.error_body(done=True), 0),
+    "lost reply": (faults.lost_reply(), 0),
+    "failed": (faults.refuse(500, "InternalError"), 0),
+    "hung up": (faults.hang_up(), 0),
+    "a page": (faults.html, 0),
+    "cut reply": (faults.cut(30), 0),
+    "changed": (faults.refuse(412, "PreconditionFailed"), 8),
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+@pytest.mark.parametrize("parts", [False, True])
+def test_copies_are_made_or_not(
+    server: HostileS3, monkeypatch: pytest.MonkeyPatch, name: str, *, parts: bool
+) -> None:
+    fault, code = COPIES[name]
+    if parts:
+        monkeypatch.setattr("fastsync_s3.copying.LARGEST_COPY", MIB)
+        monkeypatch.setattr("fastsync_s3.copying.COPY_PART", 5 * MIB)
+    server.on("UploadPartCopy" if parts else "CopyObject", fault, times=99 if code == 8 else 1)
+    assert copy_within(server, LARGE if parts else b"newer").exit_code == code
+
+
+@pytest.mark.parametrize("name", sorted(ENDS.keys() - {"lost reply"}))
+def test_copies_of_parts_are_ended_or_dropped(
+    server: HostileS3, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    fault, code, _ = ENDS[name]
+    monkeypatch.setattr("fastsync_s3.copying.LARGEST_COPY", MIB)
+    monkeypatch.setattr("fastsync_s3.copying.COPY_PART", 5 * MIB)
+    server.on("CompleteMultipartUpload", fault)
+    assert copy_within(server, LARGE).exit_code == code
