@@ -47,13 +47,13 @@ class S3Backend:
         control = self._controls.get(settings)
         if control is None:
             control = self._controls[settings] = Control(chosen, options)
-        if not location.host:
-            return BucketList(control, location)
         plane = self._planes.get((settings, location.host))
         if plane is None:
             plane = self._plane(control, location.host)
             self._planes[settings, location.host] = plane
         await plane.open(options)
+        if not location.host:
+            return BucketList(plane, location, _retry(options.retries))
         place = f"{plane.endpoint.origin.authority}/{location.host}"
         attributes = self._attributes.get(place)
         if attributes is None:
@@ -82,8 +82,6 @@ class S3Backend:
             await attributes.aclose()
         for plane in self._planes.values():
             await plane.aclose()
-        for control in self._controls.values():
-            await control.aclose()
         if self._threads is not None:
             self._threads.shutdown()
 

@@ -160,6 +160,30 @@ def _version(element: Element, is_encoded: bool) -> ObjectVersion:
     )
 
 
+class BucketPage(NamedTuple):
+    """A page of ListBuckets: names, and when each was made, in Unix nanoseconds; where the next begins."""
+
+    buckets: list[tuple[str, int | None]]
+    next_token: str | None = None
+
+
+def parse_buckets(body: bytes) -> BucketPage:
+    """A page of ListBuckets. Raises ListingError."""
+    try:
+        root = parse(body)
+        if root.name != "ListAllMyBucketsResult":
+            raise Malformed(f"it is a {root.name}")
+        (listed,) = root.all("Buckets")
+        buckets: list[tuple[str, int | None]] = []
+        for element in listed.all("Bucket"):
+            made = element.get("CreationDate")
+            buckets.append((element.need("Name"), time_ns(made) if made else None))
+        return BucketPage(buckets, root.get("ContinuationToken"))
+    except (Malformed, ValueError) as error:
+        text = "the server's answer is no list of buckets"
+        raise ListingError(f"{text}: {error}", where="s3://", hint=_HINT) from error
+
+
 class OpenUpload(NamedTuple):
     """A multipart upload that was begun and neither completed nor aborted."""
 
@@ -456,6 +480,13 @@ def build_delete(keys: Iterable[str], *, quiet: bool = False) -> bytes:
         lines.append(f"<Object><Key>{key.translate(_ESCAPES)}</Key></Object>")
     flag = "<Quiet>true</Quiet>" if quiet else ""
     return f'<Delete xmlns="{_NAMESPACE}">{"".join(lines)}{flag}</Delete>'.encode()
+
+
+def build_create(region: str) -> bytes:
+    """The body of CreateBucket, for a bucket in that region."""
+    name = "CreateBucketConfiguration"
+    place = f"<LocationConstraint>{region.translate(_ESCAPES)}</LocationConstraint>"
+    return f'<{name} xmlns="{_NAMESPACE}">{place}</{name}>'.encode()
 
 
 def build_complete(parts: Iterable[tuple[int, str, tuple[str, str] | None]]) -> bytes:

@@ -25,8 +25,10 @@ from typing import Final, NamedTuple, TypeAlias
 from fastsync.backend import Buffer, Progress, StoreOptions, closing
 from fastsync.errors import FastsyncError, IntegrityError, Throttled, Transient, UsageError
 from fastsync.wire import MAX_BODY, Headers, Outgoing, Reply, Wire, WireOptions
-from fastsync_s3.control import Control, Endpoint, map_error, region_from_error
+from fastsync_s3.control import Control
 from fastsync_s3.documents import ErrorReply, is_error, parse_error
+from fastsync_s3.endpoints import Endpoint
+from fastsync_s3.failures import map_error, region_from_error
 from fastsync_s3.options import S3Options
 from fastsync_s3.signing import (
     EMPTY_PAYLOAD,
@@ -91,7 +93,8 @@ class Pace:
 
 
 class Plane:
-    """The way to one bucket. `open` first; shared by the stores of a run that lead there."""
+    """The way to one bucket, with "" to the service itself. `open` first; shared by the stores of a run that
+    lead there."""
 
     def __init__(self, control: Control, bucket: str, options: S3Options) -> None:
         self.control = control
@@ -204,7 +207,7 @@ class Plane:
 
     async def ask(self, call: Call, *, repeat: Repeat | None = None) -> Reply:
         """One small exchange; the answer is a success, and no error in disguise. Raises as
-        `control.map_error` maps. `repeat` is for requests that nobody else would make again: seconds to
+        `failures.map_error` maps. `repeat` is for requests that nobody else would make again: seconds to
         wait after a failed attempt, from 0, or None to give up."""
         attempt = 0
         while True:
@@ -343,7 +346,12 @@ class Plane:
 
     def where(self, key: str) -> str:
         """A key as a person would write it."""
-        return f"s3://{self.bucket}/{key}"
+        return f"s3://{self.bucket}/{key}" if self.bucket else "s3://"
+
+    def _what(self, call: Call) -> str:
+        if not self.bucket:
+            return "the list of buckets"
+        return "the object" if call.key else "the bucket"
 
     def error_of(self, reply: Reply, call: Call) -> FastsyncError | None:
         """Why an answer is no success: its status, or an error in the body of a 200."""
@@ -360,10 +368,10 @@ class Plane:
         error = map_error(
             status,
             told.code,
-            told.message,
+            self.control.masked(told.message),
             reply.headers,
             self.where(call.key),
-            f"{call.method.lower()} the {'object' if call.key else 'bucket'}",
+            f"{call.method.lower()} {self._what(call)}",
         )
         if isinstance(error, Throttled):
             self.pace.throttled()
@@ -374,7 +382,8 @@ class Plane:
         if told.code in ("NoSuchKey", "NoSuchVersion"):
             return None
         status = {"SlowDown": 503, "InternalError": 500, "AccessDenied": 403}.get(told.code, 400)
-        return map_error(status, told.code, told.message, {}, self.where(key), action)
+        said = self.control.masked(told.message)
+        return map_error(status, told.code, said, {}, self.where(key), action)
 
 
 def is_in_doubt(error: FastsyncError) -> bool:

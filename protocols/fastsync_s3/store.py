@@ -40,6 +40,7 @@ from fastsync.errors import (
 from fastsync.location import Location
 from fastsync.wire import MAX_BODY, Headers, Reply
 from fastsync_s3.attributes import Attributes, Known
+from fastsync_s3.buckets import create_bucket
 from fastsync_s3.checksums import expected_of, hashed_parts
 from fastsync_s3.copying import ServiceCopy
 from fastsync_s3.documents import (
@@ -717,7 +718,7 @@ class S3Store:
         """See `CreatesPlaces.create_place`."""
         if self._prefix:
             raise UsageError("a prefix is there as soon as an object is", where=str(self._location))
-        await self.plane.control.create_bucket(self.plane.bucket)
+        await create_bucket(self.plane)
 
 
 class _Pruning:

@@ -5,20 +5,24 @@ from __future__ import annotations
 import hashlib
 import itertools
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hostile_s3 as faults
 import pytest
 from hostile_s3 import Fault, Honest, HostileS3
 from http_exchange import Request, Response
-from s3_objects import Stored, checksum
+from s3_objects import Stored, checksum, error
 
 import fastsync
 from fastsync.errors import FastsyncError
 from fastsync.tally import Summary
 from fastsync.testing.vocabulary import noise
+
+if TYPE_CHECKING:
+    from tests.conftest import Fastsync
 
 KIB, MIB = 1 << 10, 1 << 20
 PART = 64 * KIB
@@ -407,3 +411,99 @@ def test_copies_of_parts_are_ended_or_dropped(
     monkeypatch.setattr("fastsync_s3.copying.COPY_PART", 5 * MIB)
     server.on("CompleteMultipartUpload", fault)
     assert copy_within(server, LARGE).exit_code == code
+
+
+# -- redirects and secrets -------------------------------------------------------------------------------
+
+TOKEN = "the-session-token-of-the-tests"
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda disk: fastsync.cp("s3://bucket/key", disk / "file", **QUICK),
+        lambda disk: fastsync.cp("s3://bucket/", disk, recursive=True, **QUICK),
+        lambda disk: fastsync.cp("s3://bucket/key", disk / "file", **{**QUICK, "chunk_size": MIB}),
+        lambda disk: fastsync.cp(disk / "large", "s3://bucket/new", **{**QUICK, **UP}),
+        lambda disk: fastsync.cp(disk, "s3://bucket/new/", recursive=True, **QUICK),
+        lambda disk: fastsync.cp("s3://bucket/key", "s3://bucket/new", **QUICK),
+        lambda disk: fastsync.sync("s3://bucket/", disk, delete=True, **QUICK),
+        lambda _disk: fastsync.rm("s3://bucket/key", **QUICK),
+        lambda _disk: list(fastsync.ls("s3://bucket/")),
+        lambda _disk: list(fastsync.ls("s3://")),
+        lambda _disk: fastsync.mkdir("s3://made"),
+    ],
+    ids="range batch whole parts put copy sync rm ls buckets mkdir".split(),  # noqa: SIM905
+)
+@pytest.mark.parametrize("head", ["looks honestly", "sends away"])
+def test_nobody_is_sent_to_another_host(
+    server: HostileS3,
+    trap: HostileS3,
+    disk: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    call: Callable[[Path], Any],
+    status: int,
+    head: str,
+) -> None:
+    monkeypatch.setenv("AWS_SESSION_TOKEN", TOKEN)
+    (disk / "large").write_bytes(LARGE)
+    server.put("bucket", "key", CONTENT)
+    for operation in ("Get*", "Put*", "Copy*", "Create*", "Upload*", "Delete*", "ListBuckets"):
+        server.on(operation, faults.redirect(trap.endpoint, status), times=None)
+    if head == "sends away":
+        server.on("*", faults.redirect(trap.endpoint, status), times=None)
+    try:
+        code = getattr(call(disk), "exit_code", 0)
+    except FastsyncError as error:
+        code = error.exit_code
+    assert trap.requests == []
+    expected = {5, 3} if head == "sends away" else {0, 3, 5}
+    assert code in expected
+    assert server.keys("bucket") == ["key"]
+    assert [path.name for path in disk.iterdir()] == ["large"]
+
+
+SECRETS = ("a-secret-of-the-tests-alone", TOKEN)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("cp", "s3://bucket/key", "there"),
+        ("cp", "here", "s3://bucket/new"),
+        ("cp", "-c", "5M", "large", "s3://bucket/new"),
+        ("cp", "s3://bucket/key", "s3://bucket/new"),
+        ("sync", "--delete", "s3://bucket/", "there/"),
+        ("ls", "s3://bucket/"),
+        ("ls", "s3://"),
+        ("mkdir", "s3://made"),
+        ("rm", "s3://bucket/key"),
+        ("stat", "s3://bucket/key"),
+        ("cat", "s3://bucket/key"),
+    ],
+    ids=" ".join,
+)
+def test_no_failure_tells_a_secret(
+    server: HostileS3, fastsync: Fastsync, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    """Not even a server that says back what it was sent, with everything on that is said at all."""
+
+    def echo(request: Request, _honest: Honest) -> Response:
+        said = " ".join(f"{name}: {value}" for name, value in request.headers.items())
+        return error(400, "InvalidArgument", said)
+
+    server.put("bucket", "key", CONTENT)
+    server.on("*", echo, times=None)
+    (tmp_path / "here").write_bytes(CONTENT)
+    (tmp_path / "large").write_bytes(LARGE)
+    fastsync.environ |= {**server.environ, "AWS_SESSION_TOKEN": TOKEN}
+    log = tmp_path / "log"
+    said: list[str] = []
+    if arguments[0] in ("cp", "sync", "rm"):
+        said = ["--json", "-vv", "--log-file", str(log), "--log-level", "debug"]
+    done = fastsync(*arguments, *said)
+    assert done.code not in (0, 2), done
+    told = done.stdout + done.stderr + (log.read_text() if log.exists() else "")
+    for secret in SECRETS:
+        assert secret not in told
