@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING
 
 from fastsync.engine import Work
 from fastsync.errors import FastsyncError, IntegrityError, ListingError, Transient, UsageError
 from fastsync.events import Totals
+from fastsync.location import Location
 from fastsync.session import Place, Request, Session, all_located, located
+from fastsync.settings import Settings
 from fastsync.tally import Summary
 from fastsync.wildcards import find
 from fastsync.works import (
@@ -23,10 +27,16 @@ from fastsync.works import (
     untrusted,
 )
 
+if TYPE_CHECKING:
+    from fastsync.manifest import Manifest
 
-async def run_sync(source: Place, destination: Place, request: Request) -> Summary:
-    """Make `destination` like `source`. Raises UsageError before anything is touched, ListingError when
-    the source does not exist or a listing cannot be trusted."""
+
+async def run_sync(
+    source: Place, destination: Place, request: Request, *, reads_content: bool = False
+) -> Summary:
+    """Make `destination` like `source`. `reads_content` compares contents by reading both sides, whatever
+    digests they could tell. Raises UsageError before anything is touched, ListingError when the source
+    does not exist or a listing cannot be trusted."""
     location, target = located(source), located(destination)
     if location.is_stream or target.is_stream:
         raise UsageError("standard input and output are no trees", hint="name a directory")
@@ -57,7 +67,13 @@ async def run_sync(source: Place, destination: Place, request: Request) -> Summa
                 if target.is_directory_like or await is_directory(session, target):
                     target = into(target, location)
                 work = await file(session, store, target)
-        summary = await engine_for(session).run(_several([work]))
+        work.reads_content = reads_content
+        async with _manifest(settings, target) as manifest:
+            if manifest is not None:
+                manifest.watch(work)
+            summary = await engine_for(session).run(_several([work]))
+            if manifest is not None:
+                await manifest.write()
         summary.comparison = comparison_for(settings, store, work.sink)
         return summary
 
@@ -95,9 +111,35 @@ async def run_cp(
                     request.observer.note(f"skipped, it does not exist: {location}")
                 else:
                     engine.unusable(location, error)
-        summary = await engine.run(works.made())
+        async with _manifest(request.settings, target) as manifest:
+            made = works.made()
+            if manifest is not None:
+                made = _each(made, manifest.watch)
+            summary = await engine.run(made)
+            if manifest is not None:
+                await manifest.write()
         summary.comparison = works.comparison
         return summary
+
+
+@contextlib.asynccontextmanager
+async def _manifest(settings: Settings, target: Location) -> AsyncIterator[Manifest | None]:
+    """What the run is to write down, if anything. Raises UsageError."""
+    if settings.manifest is None or settings.dry_run:
+        yield None
+        return
+    from fastsync.manifest import Manifest  # for those who ask for it
+
+    manifest = Manifest(settings.manifest, target)
+    try:
+        yield manifest
+    finally:
+        manifest.close()
+
+
+async def _each(works: AsyncIterator[Work], seen: Callable[[Work], Work]) -> AsyncIterator[Work]:
+    async for work in works:
+        yield seen(work)
 
 
 async def _several(works: Sequence[Work]) -> AsyncIterator[Work]:

@@ -103,7 +103,7 @@ class Work:
     whether attributes have to be set (the entry, what stands there, whether times count); `decide` what a
     file needs once both sides have told all they know of it. `yields` means that a file that somebody
     else wrote meanwhile is one to skip. A work that is `last` in its place waits for the works before it,
-    so that what it brings stays.
+    so that what it brings stays. `reads_content` compares by reading, whatever the stores can tell.
     """
 
     source: Source
@@ -119,6 +119,7 @@ class Work:
     decide: Callable[[Entry, Entry], tuple[Step, str]] = lambda _entry, _old: ("copy", "unsettled")
     yields: bool = False
     last: bool = False
+    reads_content: bool = False
 
     def target(self, path: str) -> str:
         """The path at the destination of a source's path."""
@@ -662,7 +663,9 @@ class Engine:
         source, sink, entry, old = work.source, work.sink, action.entry, action.old
         if old is None:
             return False
-        same = await same_digest(source, entry, sink, old, self._lanes)
+        same = None
+        if not work.reads_content:
+            same = await same_digest(source, entry, sink, old, self._lanes)
         if same is None and action.reason != "time differs":
             # Reading both is dear, but asked for; where only the time differs, a copy is as cheap.
             same = await same_bytes(source, entry, sink, old, self._lanes)

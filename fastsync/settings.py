@@ -180,6 +180,9 @@ class Settings:
     color: Literal["auto", "always", "never"] = _setting(
         "auto", choice("auto", "always", "never"), "colours on the terminal"
     )
+    manifest: str | None = _setting(
+        None, FILE, "write down the digest of each file, for check", example="photos.sha256"
+    )
     log_file: str | None = _setting(
         None, TEXT, "write a log to this file", example="/var/log/fastsync.log"
     )

@@ -84,7 +84,7 @@ def rules_for(request: Request, chosen: Filter, source: Source, sink: Sink) -> R
         existing=settings.existing,
         delete=settings.delete,
         delete_excluded=settings.delete_excluded,
-        show_skips=request.observer.wants_skips,
+        show_skips=request.observer.wants_skips or settings.manifest is not None,
         completes=(offers(source, CompletesEntries), offers(sink, CompletesEntries)),
         same_versions=versions is not None and versions == sink.limits.content_versions,
         flat=source.limits.raw_names and isinstance(sink, KeepsDirectories),

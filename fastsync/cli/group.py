@@ -18,6 +18,7 @@ VERBS: Final = {
     "sync": ("fastsync.cli.sync", "Make a destination like a source."),
     "mv": ("fastsync.cli.mv", "Move files and directories."),
     "rm": ("fastsync.cli.rm", "Remove files, and directories with -R."),
+    "check": ("fastsync.cli.check", "Compare places, or a place and a manifest."),
     "ls": ("fastsync.cli.ls", "List places."),
     "du": ("fastsync.cli.du", "Add up files and bytes."),
     "stat": ("fastsync.cli.stat", "Tell all about a place."),

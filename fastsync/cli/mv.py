@@ -10,6 +10,7 @@ from fastsync.cli.options import TRANSFER, RuledCommand, with_options
 from fastsync.cli.transfer import run_transfer
 
 _NOT_HERE = (
+    "manifest",
     "recursive",
     "ignore_times",
     "delete",
