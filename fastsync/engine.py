@@ -26,6 +26,7 @@ from fastsync.backend import (
     Entry,
     KeepsDirectories,
     KeepsLinks,
+    LocalFiles,
     ReadsWhole,
     SetsAttributes,
     Sink,
@@ -50,6 +51,7 @@ from fastsync.errors import (
 )
 from fastsync.events import Observer, Operation
 from fastsync.location import Location
+from fastsync.pace import Pace
 from fastsync.patience import Call, backoff, patiently
 from fastsync.plan import Action, DeleteGate, PlanPage, Step, forbid_deletes
 from fastsync.resuming import UploadLog
@@ -83,7 +85,7 @@ Job: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 @dataclass(frozen=True, slots=True)
 class Budgets:
     """What a run may use: streams in flight, files at once, bytes per part and in memory, retries; files
-    up to `small` bytes travel whole."""
+    up to `small` bytes travel whole, and all of them at the `pace`."""
 
     streams: int = 8
     jobs: int = 8
@@ -91,6 +93,7 @@ class Budgets:
     memory: int = 64 << 20
     retries: int = 5
     small: int = 1 << 20
+    pace: Pace | None = None
 
 
 @dataclass(slots=True)
@@ -163,6 +166,7 @@ class _Run:
     # A directory that we may not read there must not become one that we may not read here.
     unlisted: set[str] = field(default_factory=set)
     within: bool = False  # the sink copies by itself
+    unpaced: bool = True  # no limit of the rate, or the bytes do not pass through this machine
     whole: int = -1  # files up to this size travel whole, in batches
     compares_whole: bool = False  # small files are compared by reading both, in batches
     small: int = 0
@@ -195,6 +199,9 @@ class Engine:
         log: UploadLog | None = None,
     ) -> None:
         self._budgets = budgets
+        # What may move at once.
+        step = budgets.pace.step() if budgets.pace is not None else None
+        self._step = 1 << 62 if step is None else step
         self._dry_run = dry_run
         self._tally = Tally(observer)
         self._pool = WorkerPool(budgets.jobs)
@@ -202,10 +209,11 @@ class Engine:
             streams=Budget(budgets.streams),
             memory=Budget(budgets.memory),
             # A part and the read that fills it must fit into the memory together.
-            chunk_size=max(1, min(budgets.chunk_size, budgets.memory // 2)),
+            chunk_size=max(1, min(budgets.chunk_size, budgets.memory // 2, self._step)),
             may_retry=self._may_retry,
             log=log,
             resumed=self._tally.resumed,
+            pace=budgets.pace,
         )
         self._fatal: FastsyncError | None = None
 
@@ -229,6 +237,9 @@ class Engine:
                 run = _Run(work)
                 if offers(work.source, ReadsWhole) and offers(work.sink, WritesWhole):
                     run.whole = min(self._budgets.small, self._lanes.chunk_size)
+                if self._budgets.pace is not None:
+                    local = offers(work.source, LocalFiles) and offers(work.sink, LocalFiles)
+                    run.unpaced = run.within and not local
                 run.small = min(self._budgets.small, self._lanes.chunk_size)
                 runs.append(run)
                 if work.last:
@@ -310,6 +321,7 @@ class Engine:
         """What is to be done now that `action` is to be copied: it, its batch, or nothing yet."""
         size = action.entry.size
         is_whole = size is not None and size <= run.whole
+        is_within = run.within and (run.unpaced or (size or 0) <= self._step)
         if action.step == "verify" and run.compares_whole and (size or 0) <= run.small:
             batch = run.verifies
             batch.actions.append(action)
@@ -317,16 +329,19 @@ class Engine:
             files, most = self._whole_batch
             if len(batch.actions) >= files or 2 * batch.size >= most:
                 yield partial(self._verify_small, run, batch.take())
-        elif action.step == "verify" or not (run.within or is_whole):
+        elif action.step == "verify" or not (is_within or is_whole):
             yield partial(self._copy_one, run, action)
         elif self._dry_run:
             self._done(run, action)
-        elif run.within and (size or 0) >= ALONE_FROM:
+        elif is_within and (size or 0) >= ALONE_FROM:
             yield partial(self._copy_batch, run, [action])
         else:
             files, most = (BATCH_FILES, BATCH_BYTES) if run.within else self._whole_batch
+            if not run.unpaced:
+                most = min(most, self._step)
             batch = run.copies
-            if batch.actions and not run.within and batch.size + (size or 0) > most:
+            exact = not (run.within and run.unpaced)
+            if batch.actions and exact and batch.size + (size or 0) > most:
                 yield partial(self._copy_batch, run, batch.take())
             batch.actions.append(action)
             batch.size += size or 0
@@ -541,6 +556,8 @@ class Engine:
             async with self._lanes.streams.spend(1), self._lanes.memory.spend(READ_BUFFER):
                 started = time.monotonic()
                 with self._current(alone):
+                    if not run.unpaced:
+                        await self._wait_for_turn(work, some)
                     jobs = work.jobs(some)
                     return await work.sink.copy_from(
                         work.source, jobs, work.write, self._tally.moved
@@ -567,6 +584,12 @@ class Engine:
             changed.clear()
             is_fresh = True
 
+    async def _wait_for_turn(self, work: Work, actions: Sequence[Action]) -> None:
+        """Until the rate lets all their bytes move."""
+        if self._lanes.pace is not None:
+            size = sum(action.entry.size or 0 for action in actions)
+            await self._lanes.pace.take(size, work.source, work.sink)
+
     async def _copy_whole(
         self, work: Work, actions: Sequence[Action]
     ) -> list[FastsyncError | None]:
@@ -578,6 +601,7 @@ class Engine:
         jobs: list[WholeJob] = []
         size = sum(action.entry.size or 0 for action in actions)
         async with self._lanes.memory.spend(size):
+            await self._wait_for_turn(work, actions)
             loads = await source.read_whole([action.entry for action in actions])
             for action, load in zip(actions, loads, strict=True):
                 if isinstance(load, FastsyncError):
@@ -634,7 +658,7 @@ class Engine:
             await self._same(run, [action])
         elif self._dry_run:
             self._done(run, action)
-        elif run.within:
+        elif run.within and (run.unpaced or (action.entry.size or 0) <= self._step):
             await self._copy_batch(run, [action._replace(step="copy")])
         else:
             path = work.target(action.path)

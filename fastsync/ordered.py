@@ -48,7 +48,7 @@ from fastsync.settings import Settings
 from fastsync.streams import Output, StandardInput
 from fastsync.tally import Summary
 from fastsync.wildcards import Wildcard, find, something
-from fastsync.works import named
+from fastsync.works import named, pace_for
 
 R = TypeVar("R")
 
@@ -129,7 +129,9 @@ class _Cat:
         self._memory = Budget(settings.buffer_size)
         self._streams = Budget(settings.parallel_streams)
         # A piece and the read that fills it must fit into the memory together.
-        self._chunk = max(1, min(settings.chunk_size, settings.buffer_size // 2))
+        self._pace = pace_for(settings)
+        step = None if self._pace is None else self._pace.step()
+        self._chunk = max(1, min(settings.chunk_size, settings.buffer_size // 2, step or 1 << 62))
         # Small files take little memory, but a descriptor each.
         self._queue: asyncio.Queue[_Piece | None] = asyncio.Queue(
             max(64, 2 * settings.parallel_streams)
@@ -335,6 +337,8 @@ class _Cat:
     async def _fetch(self, file: _File, download: Download | None, piece: _Piece) -> None:
         source, entry, fd = file.source, file.entry, piece.fd
         position = piece.start
+        if self._pace is not None:
+            await self._pace.take(piece.stop - piece.start, source)
 
         async def fetch(_attempt: int) -> None:
             nonlocal position
@@ -368,6 +372,8 @@ class _Cat:
             position = 0
             async with closing(file.source.read(file.entry, 0, None)) as buffers:
                 async for buffer in buffers:
+                    if self._pace is not None:
+                        await self._pace.take(len(buffer), file.source)
                     first, position = position, position + len(buffer)
                     start = max(first, low, done)
                     stop = position if high is None else min(position, high)

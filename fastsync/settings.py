@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 from fastsync.values import (
+    BWLIMIT,
     CHUNK,
     FILE,
     MAX_DELETE,
@@ -25,6 +26,7 @@ from fastsync.values import (
     Kind,
     MaxDelete,
     Plain,
+    Timetable,
     choice,
     duration,
     size,
@@ -97,6 +99,12 @@ class Settings:
     )
     small_file_threshold: int = _setting(
         MIB, size(), "files up to this size are moved whole and in batches", flag=None
+    )
+    bwlimit: Timetable | None = _setting(  # noqa: RUF009 (frozen, so shared safely)
+        None,
+        BWLIMIT,
+        "bytes per second, UP:DOWN, or a timetable; by default no limit",
+        example="10M",
     )
     retry_count: int = _setting(5, whole(0), "further attempts after a passing error")
     stall_timeout: float = _setting(60.0, duration(0.001), "give up on a stream that stands still")

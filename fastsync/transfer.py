@@ -44,6 +44,7 @@ from fastsync.backend import (
 )
 from fastsync.budget import Budget
 from fastsync.errors import Changed, FastsyncError, IntegrityError, Unsupported, from_os_error
+from fastsync.pace import Pace
 from fastsync.patience import persistently
 from fastsync.resuming import Trace, UploadLog, begin, gaps, version_of
 from fastsync.workers import run_all
@@ -61,8 +62,8 @@ def _never(_attempt: int) -> bool:
 @dataclass(frozen=True, slots=True)
 class Lanes:
     """What one run shares among its transfers: streams in flight, bytes in memory, a part's size, how
-    often a part may be tried again, where uploads are written down, and who hears of bytes that are there
-    from an earlier process."""
+    often a part may be tried again, where uploads are written down, who hears of bytes that are there from
+    an earlier process, and how fast bytes may move."""
 
     streams: Budget
     memory: Budget
@@ -70,6 +71,7 @@ class Lanes:
     may_retry: Callable[[int], bool] = _never
     log: UploadLog | None = None
     resumed: Callable[[int], None] = lambda _nbytes: None
+    pace: Pace | None = None
 
 
 def copies_within(source: Source, sink: Sink) -> bool:
@@ -153,7 +155,7 @@ async def transfer(
     upload = trace.upload
     try:
         lanes.resumed(sum(stop - start for start, stop in trace.done))
-        move = _Move(source, download, trace, upload, entry, lanes, progress)
+        move = _Move(source, sink, download, trace, upload, entry, lanes, progress)
         if in_one and entry.size is not None and offers(upload, LocalUpload):
             size = entry.size
             await move.parts(size)  # a single one, which moves as parts do
@@ -200,6 +202,7 @@ class _Move:
     """The bytes of one file on their way."""
 
     source: Source
+    sink: Sink
     download: Download | None
     trace: Trace
     upload: Upload
@@ -215,7 +218,11 @@ class _Move:
         source, upload = self.source, self.upload
         size = self.entry.size or 0
         try:
-            if offers(source, LocalFiles) and offers(upload, WritesFromFile):
+            if (
+                self.lanes.pace is None
+                and offers(source, LocalFiles)
+                and offers(upload, WritesFromFile)
+            ):
                 self.file = await source.open_file(self.entry)
             ranges = [
                 (start + low, start + high)
@@ -247,7 +254,9 @@ class _Move:
 
     async def _try_part(self, start: int, stop: int, progress: Progress) -> None:
         source, upload, lanes = self.source, self.upload, self.lanes
-        if self.file is not None and offers(upload, WritesFromFile):
+        if lanes.pace is not None and offers(upload, LocalUpload):
+            await self._by_buffers(start, stop, progress)
+        elif self.file is not None and offers(upload, WritesFromFile):
             async with lanes.streams.spend(1):
                 await upload.write_from_file(start, stop, self.file.fileno(), progress)
         elif self.download is not None and offers(upload, LocalUpload):
@@ -268,8 +277,31 @@ class _Move:
 
     def _read(self, start: int, stop: int) -> AsyncIterator[Buffer]:
         if self.download is not None:
-            return self.download.read(start, stop)
-        return self.source.read(self.entry, start, stop)
+            buffers = self.download.read(start, stop)
+        else:
+            buffers = self.source.read(self.entry, start, stop)
+        return buffers if self.lanes.pace is None else self._paced(buffers)
+
+    async def _paced(self, buffers: AsyncIterator[Buffer]) -> AsyncIterator[Buffer]:
+        """The same buffers, each when its turn has come."""
+        pace = self.lanes.pace
+        assert pace is not None
+        async with closing(buffers) as fast:
+            async for buffer in fast:
+                await pace.take(len(buffer), self.source, self.sink)
+                yield buffer
+
+    async def _by_buffers(self, start: int, stop: int, progress: Progress) -> None:
+        """To a local file as the bytes come, so that they can come slowly."""
+        lanes, position = self.lanes, start
+        async with lanes.streams.spend(1), lanes.memory.spend(READ_BUFFER):
+            async with closing(self._read(start, stop)) as buffers:
+                async for buffer in buffers:
+                    self._refuse_excess(position + len(buffer) - start, stop - start)
+                    await self.upload.write(position, buffer)
+                    position += len(buffer)
+                    progress(len(buffer))
+            self._refuse_gap(position - start, stop - start, start)
 
     async def _by_memory(self, start: int, stop: int, progress: Progress) -> None:
         lanes, length = self.lanes, stop - start
@@ -332,7 +364,10 @@ class _Move:
         async with lanes.streams.spend(1), lanes.memory.spend(first + READ_BUFFER):
             writes = _Writes(lanes, first if self._fits(first) else 0)
             try:
-                async with closing(self.source.read(entry, 0, None)) as buffers:
+                read = self.source.read(entry, 0, None)
+                if lanes.pace is not None:
+                    read = self._paced(read)
+                async with closing(read) as buffers:
                     feed = _Feed(buffers)
                     while await feed.more():
                         length = grid.length(number)

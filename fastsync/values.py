@@ -83,6 +83,76 @@ def parse_max_delete(text: str) -> MaxDelete:
     )
 
 
+# Bytes per second up and down, None without a limit.
+Rates: TypeAlias = tuple[float | None, float | None]
+_DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_CLOCK = re.compile(r"(?:([A-Za-z]{3})[A-Za-z]*-)?([01]?[0-9]|2[0-3]):([0-5][0-9])")
+
+
+@dataclass(frozen=True, slots=True)
+class Timetable:
+    """How fast bytes may move, by the minute of the week (Monday 0:00 is 0) from which on it holds; `text`
+    is how it was written."""
+
+    text: str
+    steps: tuple[tuple[int, Rates], ...]
+
+    def at(self, minute: int) -> Rates:
+        """The rates in force at a minute of the week; before the first step, last week's last one."""
+        return max(
+            ((start, rates) for start, rates in self.steps if start <= minute),
+            default=self.steps[-1],
+            key=lambda step: step[0],
+        )[1]
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parse_bwlimit(text: str) -> Timetable:
+    """``10M``, ``10M:512K`` (up and down), ``off``, or a timetable such as ``08:00,512k Sat-00:00,off``.
+    Raises UsageError."""
+    entries = text.split()
+    if len(entries) == 1 and "," not in text:
+        return Timetable(text.strip(), ((0, _rates(text)),))
+    steps: dict[int, Rates] = {}
+    for entry in entries:
+        clock, comma, rate = entry.partition(",")
+        found = _CLOCK.fullmatch(clock)
+        day = (found[1] or "").lower() if found else ""
+        if found is None or not comma or (day and day not in _DAYS):
+            raise UsageError(
+                f"'{entry}' is no entry of a timetable",
+                hint="write the time from which a rate holds, and the rate: 08:00,512k Sat-00:00,off",
+            )
+        minute = int(found[2]) * 60 + int(found[3])
+        for number in [_DAYS.index(day)] if day else range(7):
+            steps[number * 1440 + minute] = _rates(rate)
+    if not steps:
+        raise UsageError("a rate is missing", hint="write 10M, 10M:512k or off")
+    return Timetable(text.strip(), tuple(sorted(steps.items())))
+
+
+def _rates(text: str) -> Rates:
+    up, colon, down = text.strip().partition(":")
+    return _rate(up), _rate(down if colon else up)
+
+
+def _rate(text: str) -> float | None:
+    word = text.strip().lower().removesuffix("/s")
+    if word == "off":
+        return None
+    try:
+        rate = parse_size(word)
+    except UsageError:
+        raise UsageError(
+            f"'{text}' is not a rate", hint="write 10M or 10MB/s, 10M:512k for up and down, or off"
+        ) from None
+    if rate < 1024:
+        raise UsageError(f"'{text}' is less than 1K a second", hint="off means no limit")
+    return float(rate)
+
+
 def size_text(size: int) -> str:
     """`size` as `parse_size` reads it, exactly, in the largest unit that allows it."""
     for unit, letter in ((1 << 50, "P"), (1 << 40, "T"), (GIB, "G"), (MIB, "M"), (KIB, "K")):
@@ -239,6 +309,13 @@ MAX_DELETE: Final = Kind(
     "a number of files such as 100, or per cent such as 50%",
     parse_max_delete,
     (MaxDelete,),
+    (int, str),
+    str,
+)
+BWLIMIT: Final = Kind(
+    "a rate such as 10M, 10M:512k or off, or a timetable such as 08:00,512k 19:00,off",
+    parse_bwlimit,
+    (Timetable,),
     (int, str),
     str,
 )

@@ -43,6 +43,7 @@ from fastsync.errors import (
 from fastsync.filters import Chooser, Filter
 from fastsync.location import Location
 from fastsync.names import path_key
+from fastsync.pace import Pace
 from fastsync.plan import Comparison, DeleteGate, PlanPage, Rules, Step, plan
 from fastsync.session import Request, Session, missing
 from fastsync.settings import Settings
@@ -180,6 +181,11 @@ def _scan_options(
     return ours, theirs
 
 
+def pace_for(settings: Settings) -> Pace | None:
+    """The limit of the rate, None without one."""
+    return None if settings.bwlimit is None else Pace(settings.bwlimit)
+
+
 def engine_for(session: Session) -> Engine:
     """The engine of a run."""
     request, settings = session.request, session.request.settings
@@ -191,6 +197,7 @@ def engine_for(session: Session) -> Engine:
             memory=settings.buffer_size,
             retries=settings.retry_count,
             small=settings.small_file_threshold,
+            pace=pace_for(settings),
         ),
         request.observer,
         dry_run=settings.dry_run,

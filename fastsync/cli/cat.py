@@ -39,7 +39,17 @@ Examples:
 @click.command(cls=GroupedCommand, epilog=_EXAMPLES)
 @click.argument("places", nargs=-1, required=True, metavar="PLACE...")
 @with_options(
-    ("parallel_streams", "chunk_size", *WIRE, "raw", "progress", "quiet", "verbose", *PLACES),
+    (
+        "parallel_streams",
+        "chunk_size",
+        "bwlimit",
+        *WIRE,
+        "raw",
+        "progress",
+        "quiet",
+        "verbose",
+        *PLACES,
+    ),
     rules=False,
     more=_NAMES,
 )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 MORE_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "parallel_streams": ("-p",),
     "jobs": ("-j", "--numworkers"),
+    "bwlimit": ("--rate-limit",),
     "chunk_size": ("-c", "--part-size"),
     "size_only": ("--if-size-differ",),
     "update": ("-u", "--if-source-newer"),
@@ -43,6 +44,7 @@ MORE_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
 _PAIRED: Final = ("resume", "progress")
 _METAVARS: Final = {
     "a size": "SIZE",
+    "a rate": "RATE",
     "a time": "TIME",
     "a whole": "N",
     "a number": "N|P%",

@@ -13,6 +13,7 @@ from fastsync.settings import SETTINGS
 _OPTIONS = (
     "parallel_streams",
     "chunk_size",
+    "bwlimit",
     *WIRE,
     "ignore_existing",
     "durable",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -141,3 +142,17 @@ def test_the_usual_limit_of_logins(
         done = fastsync("cp", *more, "large", sshd.url(tmp_path / "copy"))
     assert done == (0, "", "")
     assert (tmp_path / "copy").read_bytes() == content
+
+
+@pytest.mark.parametrize("transport", ["asyncssh", "openssh"])
+def test_a_rate_is_kept_both_ways(
+    fastsync: Fastsync, tmp_path: Path, sshd: Sshd, transport: str
+) -> None:
+    (tmp_path / "a").write_bytes(bytes(2_000_000))
+    far = sshd.url(tmp_path / "far")
+    for source, destination in (("a", far), (far, "back")):
+        options = ("--bwlimit", "2MB", "--json", *flags(sshd, transport))
+        done = fastsync("cp", *options, source, destination)
+        assert done.code == 0, done
+        summary = json.loads(done.stdout.splitlines()[-1])
+        assert 0.9 < float(summary["duration"].rstrip("s")) < 3

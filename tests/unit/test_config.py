@@ -465,7 +465,7 @@ def test_an_unknown_profile_names_who_asked_and_what_there_is(write: WriteConfig
         ),
         ("[global]\nparallel = 1", "did you mean parallel_streams?"),
         ("[global]\nprofil = 'x'", "did you mean profile?"),
-        ("[global]\nbwlimit = '1M'", "`fastsync config show` lists them"),
+        ("[global]\nhurry = '1M'", "`fastsync config show` lists them"),
         ("[global]\nexclude = ['x']", "[global] exclude is for the command line only"),
         ("[profiles.a]\nprofile = 'x'", "line 2: [profiles.a] profile is not a setting"),
         ("jobs = 1", "line 1: jobs must stand below [global]"),
