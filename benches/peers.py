@@ -38,7 +38,7 @@ def default_rclone() -> str:
 
 
 def identify(name: str, path: str, environment: Mapping[str, str]) -> Tool:
-    argument = "version" if name == "rclone" else "--version"
+    argument = "version" if name in ("rclone", "s5cmd") else "--version"
     try:
         done = subprocess.run(
             [path, argument],

@@ -84,8 +84,9 @@ def _started(pid: int) -> str | None:
     """When a process began, None when there is none; "" where that cannot be known."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            # The name, in parentheses, may hold anything.
-            return file.read().rpartition(b")")[2].split()[19].decode("ascii")
+            # The name, in parentheses, may hold anything. A zombie is only waiting to be asked for.
+            state, *fields = file.read().rpartition(b")")[2].split()
+            return None if state in (b"Z", b"X") else fields[18].decode("ascii")
     except OSError:
         pass
     if os.path.isdir("/proc/self"):

@@ -74,8 +74,9 @@ def _started(pid: int) -> int | None:
     that cannot be known."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            # The name, in parentheses, may hold anything.
-            return int(file.read().rpartition(b")")[2].split()[19])
+            # The name, in parentheses, may hold anything. A zombie is only waiting to be asked for.
+            state, *fields = file.read().rpartition(b")")[2].split()
+            return None if state in (b"Z", b"X") else int(fields[18])
     except OSError:
         pass
     if os.path.isdir("/proc/self"):

@@ -44,8 +44,8 @@ def test_those_of_a_process_go_with_it(tmp_path: Path, directory: int) -> None:
         sweep(directory)
         assert len(os.listdir(tmp_path)) == 5, "both processes are alive"
         process.kill()
-        process.wait()
-    sweep(directory)
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, and not yet buried
+        sweep(directory)
     left = [name for name in os.listdir(tmp_path) if name != "file"]
     assert [(tmp_path / name).read_text() for name in left] == ["ours"]
 
