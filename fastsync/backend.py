@@ -554,6 +554,17 @@ class DropsUploads(Protocol):
 
 
 @runtime_checkable
+class ReadsIntoMemory(Protocol):
+    """A download that can put a range where it is wanted, with no copy of it on the way."""
+
+    async def read_into_memory(
+        self, start: int, stop: int, memory: memoryview, progress: Progress
+    ) -> None:
+        """Put the bytes [start, stop) into `memory`, which is as long. Raises as `Source.read` does."""
+        ...
+
+
+@runtime_checkable
 class Validated(Protocol):
     """A download that can tell its version from every other one, in a later process too. What its parts
     report has arrived in order, from where each begins."""

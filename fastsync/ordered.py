@@ -3,7 +3,8 @@
 A piece is a range of a file on its way. It gets its memory in the order of the output, so the one that
 is needed next always has its own, and a slow reader of the output holds back the fetching: every further
 piece waits for the memory of one that is written. Pieces wait in files without a name, in memory
-(memfd_create(2)), from which the kernel hands their pages to a pipe without copying them.
+(memfd_create(2)), from which the kernel hands their pages to a pipe without copying them; what does not go
+to a pipe waits in memory of our own, which is used again and again: new pages cost as much as a copy.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from fastsync.backend import (
     LocalFiles,
     PinnedFile,
     ReadsIntoFile,
+    ReadsIntoMemory,
     ScanOptions,
     Source,
     closing,
@@ -79,13 +81,15 @@ class _File(NamedTuple):
 
 @dataclass(slots=True)
 class _Piece:
-    """A range of an open file to be written, once it is `fetched`; `end` is called when it is."""
+    """A range of an open file, or of `memory`, to be written, once it is `fetched`; `end` is called when it
+    is."""
 
     where: str
     fd: int
     start: int
     stop: int
     end: Callable[[], None]
+    memory: memoryview | None = None
     fetched: asyncio.Task[None] | None = None
     check: Callable[[], Awaitable[None]] | None = None  # before it is written
     check_after: Callable[[], None] | None = None
@@ -137,6 +141,8 @@ class _Cat:
             max(64, 2 * settings.parallel_streams)
         )
         self._tasks: set[asyncio.Task[None]] = set()
+        # Memory of whole pieces that are written, for the next.
+        self._spare: list[bytearray] = []
         self.totals = Totals()
 
     async def tick(self) -> None:
@@ -166,7 +172,10 @@ class _Cat:
                 await piece.fetched
             if piece.check is not None:
                 await piece.check()
-            await self._output.take(piece.fd, piece.start, piece.stop, self._wrote)
+            if piece.memory is not None:
+                await self._output.put(piece.memory, self._wrote)
+            else:
+                await self._output.take(piece.fd, piece.start, piece.stop, self._wrote)
             if piece.check_after is not None:
                 piece.check_after()
         except FastsyncError as error:
@@ -285,11 +294,17 @@ class _Cat:
                 return await source.open_download(entry)
 
             download = await self._patiently(open_download)
+        in_memory = (
+            download is not None
+            and offers(download, ReadsIntoMemory)
+            and not self._output.takes_pages
+        )
+        new_piece = self._new_memory if in_memory else self._new_piece
         for at in range(start, stop, self._chunk):
             end = min(at + self._chunk, stop)
             await self._streams.take(1)
             try:
-                piece = await self._new_piece(file, at, end)
+                piece = await new_piece(file, at, end)
             except BaseException:
                 self._streams.give_back(1)
                 raise
@@ -298,7 +313,7 @@ class _Cat:
             piece.fetched.add_done_callback(self._fetched)
             if download is not None and end == stop:
                 # The last piece waits until the file is known to be right.
-                piece.check = _checking(download, piece.fd if at == 0 else None)
+                piece.check = _checking(download, piece.fd if at == 0 and piece.fd >= 0 else None)
             await self._put(piece)
 
     def _fetched(self, task: asyncio.Task[None]) -> None:
@@ -324,6 +339,18 @@ class _Cat:
             raise from_os_error(error) from error
         return _Piece(file.where, fd, start, stop, end)
 
+    async def _new_memory(self, file: _File, start: int, stop: int) -> _Piece:
+        held = await self._memory.take(stop - start)
+        is_whole = stop - start == self._chunk
+        kept = self._spare.pop() if is_whole and self._spare else bytearray(stop - start)
+
+        def end() -> None:
+            self._memory.give_back(held)
+            if is_whole and len(self._spare) < self._streams.limit:
+                self._spare.append(kept)
+
+        return _Piece(file.where, -1, start, stop, end, memoryview(kept))
+
     async def _put(self, piece: _Piece) -> None:
         try:
             await self._queue.put(piece)
@@ -342,6 +369,10 @@ class _Cat:
 
         async def fetch(_attempt: int) -> None:
             nonlocal position
+            if piece.memory is not None:
+                assert offers(download, ReadsIntoMemory)
+                await download.read_into_memory(piece.start, piece.stop, piece.memory, _ignore)
+                return
             if download is not None:
                 await download.read_into_file(piece.start, piece.stop, fd, _ignore)
                 return

@@ -133,8 +133,27 @@ class Output:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, self._take, fd, start, stop, progress)
 
+    @property
+    def takes_pages(self) -> bool:
+        """True for a pipe: pages of files are handed to it. Others are better served from memory."""
+        return self._is_pipe
+
+    async def put(self, data: memoryview, progress: Progress) -> None:
+        """Write what is in memory."""
+        await asyncio.get_running_loop().run_in_executor(None, self._put, data, progress)
+
+    def _put(self, data: memoryview, progress: Progress) -> None:
+        while data and not self._stopped.is_set():
+            try:
+                moved = os.write(self._fd, data[: self._bite(min(_SLICE, len(data)))])
+            except BlockingIOError:
+                self._waiter.poll(_POLL_MS)
+                continue
+            data = data[moved:]
+            progress(moved)
+
     def stop(self) -> None:
-        """Let a `take` that is under way end before its time."""
+        """Let a `take` or `put` that is under way end before its time."""
         self._stopped.set()
 
     def _take(self, fd: int, start: int, stop: int, progress: Progress) -> None:

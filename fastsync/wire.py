@@ -129,6 +129,13 @@ class Headers:
         return self._lines.items()
 
 
+class Memory(NamedTuple):
+    """Memory to receive into; its first byte is the one at `start` of the file."""
+
+    start: int
+    view: memoryview
+
+
 class Outgoing(NamedTuple):
     """A request: `head` from the request line to the empty line, complete, and the body.
 
@@ -830,7 +837,7 @@ class Wire:
     async def receive_into_file(
         self,
         request: Outgoing,
-        fd: int,
+        target: int | Memory,
         offset: int,
         length: int,
         *,
@@ -838,8 +845,9 @@ class Wire:
         progress: Progress,
         digest: Callable[[memoryview], object] | None = None,
     ) -> Reply:
-        """The body of the answer, exactly `length` bytes, to `fd` from `offset`; `check` is called with
-        status and headers before a byte is written, in a thread, as is `digest` with what comes.
+        """The body of the answer, exactly `length` bytes, to `offset` of `target`, a descriptor or memory;
+        `check` is called with status and headers before a byte is written, in a thread, as is `digest` with
+        what comes.
 
         An answer that is no success is returned with its body, and nothing is written. Raises Transient
         when the body is cut off, IntegrityError when its length is not as announced.
@@ -853,19 +861,20 @@ class Wire:
             if head.length is not None and not head.chunked and head.length != length:
                 raise IntegrityError(f"{head.length} bytes are announced, {length} were asked for")
             position, stop = offset, offset + length
-            for piece in body.pieces():
+            memory = None if isinstance(target, int) else target.view[offset - target.start :]
+            # A body without chunks is received where it is to be.
+            place = None if memory is None or head.length is None else memory[:length]
+            for piece in body.pieces(into=place):
                 if position + len(piece) > stop:
                     raise IntegrityError("more bytes came than were asked for")
                 if digest is not None:
                     digest(piece)
                 count = len(piece)
-                while piece:
-                    try:
-                        written = os.pwrite(fd, piece, position)
-                    except OSError as error:
-                        raise _Disk from error
-                    position += written
-                    piece = piece[written:]
+                if isinstance(target, int):
+                    _write_at(target, piece, position)
+                elif memory is not None and place is None:
+                    memory[position - offset : position - offset + count] = piece
+                position += count
                 body.tell(count)
             if position != stop:
                 raise IntegrityError(f"{position - offset} of {length} bytes came")
@@ -1137,8 +1146,9 @@ class _Body:
         except BlockingIOError as error:
             raise Stalled("the server fell silent") from error
 
-    def pieces(self, *, own: bool = False) -> Iterator[memoryview]:
-        """The body as it comes. Each piece is valid until the next, or `own` by itself."""
+    def pieces(self, *, own: bool = False, into: memoryview | None = None) -> Iterator[memoryview]:
+        """The body as it comes. Each piece is valid until the next, or `own` by itself, or a piece of `into`,
+        which takes a body without chunks as a whole."""
         head = self.head
         left = head.length
         chunks = _Chunks() if head.chunked else None
@@ -1147,8 +1157,13 @@ class _Body:
             if self._rest:
                 data = memoryview(self._rest)
                 self._rest = b""
+                if into is not None and left is not None and len(data) <= left:
+                    into[: len(data)] = data
+                    into = into[len(data) :]
             else:
                 block = memoryview(bytearray(_BLOCK)) if own else self._block
+                if into is not None:
+                    block = into[:_BLOCK]
                 try:
                     count = self._receive(block if left is None else block[:left])
                 except ConnectionError as error:
@@ -1158,6 +1173,8 @@ class _Body:
                         break
                     raise Transient("the server cut its answer off")
                 data = block[:count]
+                if into is not None:
+                    into = into[count:]
             window += len(data)
             if (now := time.monotonic()) >= window_ends:
                 if window < self._options.min_rate * self._options.stall_timeout_s:
@@ -1354,6 +1371,17 @@ def _too_slow(options: WireOptions) -> Stalled:
 def _send_all(sock: Socket, data: memoryview, flags: int = 0) -> None:
     while data:
         data = data[sock.send(data, flags) :]
+
+
+def _write_at(fd: int, data: memoryview, position: int) -> None:
+    """Raises _Disk."""
+    try:
+        while data:
+            written = os.pwrite(fd, data, position)
+            position += written
+            data = data[written:]
+    except OSError as error:
+        raise _Disk from error
 
 
 def _has_come(sock: Socket) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from fastsync.backend import READ_BUFFER, Buffer, Entry, Progress, closing
 from fastsync.errors import Changed, FastsyncError, IntegrityError, NotFound, Transient, Vanished
-from fastsync.wire import Headers, Reply
+from fastsync.wire import Headers, Memory, Reply
 from fastsync_http.answers import Representation, describe, error_of, require_range, require_same
 from fastsync_http.client import Found
 from fastsync_http.digests import Expected, Hasher
@@ -106,8 +106,19 @@ class HttpDownload:
     # -- into a file -------------------------------------------------------------------------------------
 
     async def read_into_file(self, start: int, stop: int, fd: int, progress: Progress) -> None:
-        """See `Download.read_into_file`. A part that broke off goes on where it was, where versions can
-        be told apart."""
+        """See `Download.read_into_file`."""
+        await self._read_into(start, stop, fd, progress)
+
+    async def read_into_memory(
+        self, start: int, stop: int, memory: memoryview, progress: Progress
+    ) -> None:
+        """See `ReadsIntoMemory.read_into_memory`."""
+        await self._read_into(start, stop, Memory(start, memory), progress)
+
+    async def _read_into(
+        self, start: int, stop: int, target: int | Memory, progress: Progress
+    ) -> None:
+        """A part that broke off goes on where it was, where versions can be told apart."""
         position = self._reached.pop(start, start)
         if position > start:
             progress(position - start)
@@ -131,7 +142,7 @@ class HttpDownload:
             held += len(piece)
 
         try:
-            await self._receive(position, stop, fd, check, progress, take)
+            await self._receive(position, stop, target, check, progress, take)
         except Transient:
             if self._goes_on and self._what is not None and self._what.strong is not None:
                 self._reached[start] = held
@@ -142,7 +153,13 @@ class HttpDownload:
             raise
 
     async def _receive(
-        self, start: int, stop: int, fd: int, check: _Check, progress: Progress, take: _Take
+        self,
+        start: int,
+        stop: int,
+        into: int | Memory,
+        check: _Check,
+        progress: Progress,
+        take: _Take,
     ) -> None:
         store, length = self._store, stop - start
         is_again = False
@@ -153,7 +170,7 @@ class HttpDownload:
             try:
                 with store.client.wire(target.origin) as wire:
                     reply = await wire.receive_into_file(
-                        request, fd, start, length, check=check, progress=progress, digest=take
+                        request, into, start, length, check=check, progress=progress, digest=take
                     )
             except FastsyncError as error:
                 raise _at(error, self._where) from error

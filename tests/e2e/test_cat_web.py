@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,7 +81,7 @@ def test_progress_is_on_stderr(fastsync: Fastsync, nginx: tuple[WebServer, dict[
     server, env = nginx
     done = run(fastsync, f"fastsync cat -P {server.url}/f", env)
     assert done.stdout == CONTENT
-    assert b"1 files copied" in done.stderr
+    assert b"1 file copied" in done.stderr
 
 
 def test_a_reader_that_has_seen_enough(
@@ -129,12 +130,13 @@ async def test_a_slow_reader_holds_the_network_back(
     content = bytes(64 * MIB)
     async with ScriptedServer(serve_bytes(content)) as server:
         process = started("cat", "-c", "4", "--chunk-size", "1M", f"{server.url}/f")
-        asked = -1
-        while asked != len(server.asked):
+        asked, deadline = -1, time.monotonic() + 20
+        while asked < 5 or asked != len(server.asked):
+            assert time.monotonic() < deadline
             asked = len(server.asked)
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.7)
         # The look, eight pieces in memory, and what a pipe of 1 MiB takes.
-        assert 4 <= asked <= 1 + 8 + 2
+        assert asked <= 1 + 8 + 2
         status = Path(f"/proc/{process.pid}/status").read_text()
         peak = re.search(r"VmHWM:\s+(\d+) kB", status)
         assert peak is not None

@@ -19,7 +19,7 @@ from fastsync.errors import (
     Stalled,
     Transient,
 )
-from fastsync.wire import Headers, Origin, Outgoing, Reply, Wire, WireOptions
+from fastsync.wire import Headers, Memory, Origin, Outgoing, Reply, Wire, WireOptions
 
 GET = Outgoing(b"GET /file HTTP/1.1\r\nHost: h\r\n\r\n")
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
@@ -442,3 +442,41 @@ async def test_a_look_takes_no_long_body(answer: bytes, body: bytes, connections
             reply = await wire.ask(GET._replace(is_look=True), most=10)
             assert (reply.status, reply.body) == (200, body)
         assert server.connections == connections
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 206 Part\r\nContent-Length: 5\r\n\r\nabcde",
+        b"HTTP/1.1 206 Part\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n3\r\ncde\r\n0\r\n\r\n",
+        b"HTTP/1.0 206 Part\r\n\r\nabcde",
+    ],
+    ids=["length", "chunks", "to its end"],
+)
+@pytest.mark.parametrize("cut_at", [None, 3], ids=["at once", "in two"])
+async def test_into_memory(answer: bytes, cut_at: int | None) -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await request(reader)
+        end = len(answer) if cut_at is None else answer.index(b"\r\n\r\n") + 4 + cut_at
+        writer.write(answer[:end])
+        await writer.drain()
+        await asyncio.sleep(0.05)
+        writer.write(answer[end:])
+
+    async with wired(script) as (wire, _):
+        room, heard = bytearray(b"." * 9), bytearray()
+        target = Memory(100, memoryview(room))
+        await wire.receive_into_file(
+            GET, target, 102, 5, check=accept, progress=ignore, digest=heard.extend
+        )
+        assert (bytes(room), bytes(heard)) == (b"..abcde..", b"abcde")
+
+
+async def test_more_than_there_is_memory_for() -> None:
+    async with wired(answering(b"HTTP/1.0 200 OK\r\n\r\nabcdef", closes=True)) as (wire, _):
+        room = bytearray(5)
+        with pytest.raises(IntegrityError, match="more bytes"):
+            await wire.receive_into_file(
+                GET, Memory(0, memoryview(room)), 0, 5, check=accept, progress=ignore
+            )
+        assert room == bytes(5)
