@@ -26,8 +26,8 @@ _HEAD: Final = 64 << 10
 _HIDDEN: Final = re.compile(r"<!--|<(script|style)\b", re.IGNORECASE)
 _ANCHOR: Final = re.compile(
     # The first href, and no second thoughts: a page of beginnings would take minutes.
-    r"""<a\s(?>[^>]{0,1024}?href\s*=\s*)"""
-    r"""(?:"([^"]{0,8192}+)"|'([^']{0,8192}+)'|([^\s"'>]{1,8192}+))[^>]{0,1024}+>""",
+    r"""<a\s(?>[^<>]{0,1024}?href\s*=\s*)"""
+    r"""(?:"([^"]{0,8192}+)"|'([^']{0,8192}+)'|([^\s"'>]{1,8192}+))[^<>]{0,1024}+>""",
     re.IGNORECASE,
 )
 _TAG: Final = re.compile(r"<[^<>]{0,1024}>")

@@ -14,6 +14,7 @@ from fastsync.backend import READ_BUFFER, Buffer, Entry, PinnedFile, WriteOption
 from fastsync.errors import Changed, FastsyncError, IntegrityError, UsageError, from_os_error
 from fastsync_local.copying import Rules, Target, same_state, write_all
 from fastsync_local.crew import Crew
+from fastsync_local.temporary import KEPT_MODE
 
 
 def write_error(
@@ -125,6 +126,7 @@ class LocalUpload:
         self._left: Left | None = None
         if options.resumable and not options.inplace:
             status = os.fstat(target.fd)
+            os.fchmod(target.fd, KEPT_MODE)
             folder = path.rpartition("/")[0]
             self._left = Left(folder, target.temporary, status.st_dev, status.st_ino)
 

@@ -29,6 +29,8 @@ _START_BITS: Final = 10
 _COUNT_BITS: Final = 12
 # Of another machine, or from before a start of this one, nothing is known but its age.
 FOREIGN_AGE_S: Final = 24 * 3600
+# The mode of one that a later process may take up again (a finished file gets its own): let be as long.
+KEPT_MODE: Final = 0o700
 # A look for left-overs in a directory that is not listed anyway ends after so many names.
 GLANCE: Final = 10_000
 
@@ -100,7 +102,7 @@ def is_abandoned(directory: int, name: str) -> bool:
     bits = int(name[4:20], 16) >> _COUNT_BITS
     start = bits & ((1 << _START_BITS) - 1)
     bits >>= _START_BITS
-    if bits >> _PID_BITS != _machine():
+    if bits >> _PID_BITS != _machine() or stat.S_IMODE(status.st_mode) == KEPT_MODE:
         # The change time: the other one may be the source's already.
         return time.time() - status.st_ctime > FOREIGN_AGE_S
     started = _started(bits & ((1 << _PID_BITS) - 1))

@@ -70,7 +70,7 @@ def test_dry_run_tells_and_does_nothing(
     states: Callable[[Path], dict[str, tuple[int, int]]],
     tmp_path: Path,
 ) -> None:
-    plant(tmp_path, {"src/a": "a", "src/x": "x", "dest/a": "a", "dest/gone/b": "b", "dest/x/y": ""})
+    plant(tmp_path, {"src/a": "a", "src/x": "x", "dest/a": "b", "dest/gone/b": "b", "dest/x/y": ""})
     before = states(tmp_path)
     done = fastsync("sync", "--delete", "-n", "--summarize", "src", "dest")
     assert (done.code, done.stderr) == (0, "")

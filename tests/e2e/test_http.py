@@ -207,7 +207,7 @@ def test_a_query(fastsync: Fastsync, web: Web, tmp_path: Path) -> None:
     assert "/a%20b%25.txt?sig=hunter2/x&v=1 HTTP/1.1" in web.log.read_text()
     done = fastsync("cp", f"{web.urls['nginx']}nope?sig=hunter2", ".")
     assert done.code == 3
-    assert done.stderr.endswith("/nope?***: no such file or directory\n")
+    assert done.stderr.endswith("/nope?***: there is no such file: 404 Not Found\n")
 
 
 @pytest.mark.parametrize("is_right", [True, False])

@@ -228,6 +228,6 @@ def test_what_is_an_index(page: str, is_index: bool) -> None:
 )
 def test_pages_made_to_be_slow(piece: str) -> None:
     page = "<title>Index of /</title>" + piece * (2_000_000 // len(piece))
-    started = time.monotonic()
+    started = time.process_time()
     parse(page.encode(), "text/html", BASE)
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10

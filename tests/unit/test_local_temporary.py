@@ -76,6 +76,19 @@ def test_those_of_another_machine_may_be_a_day_old(
     assert is_abandoned(directory, name)
 
 
+def test_those_that_may_be_taken_up_again_may_be_a_day_old(
+    tmp_path: Path, directory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = Names().new()
+    (tmp_path / name).touch()
+    (tmp_path / name).chmod(temporary.KEPT_MODE)
+    monkeypatch.setattr(temporary, "_started", lambda _pid: None)
+    assert not is_abandoned(directory, name)
+    changed = (tmp_path / name).stat().st_ctime
+    monkeypatch.setattr("time.time", lambda: changed + 25 * 3600)
+    assert is_abandoned(directory, name)
+
+
 def test_what_is_no_temporary_file_stays(
     tmp_path: Path, directory: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
