@@ -586,6 +586,15 @@ class Leavable(LeavesTraces, Protocol):
 
 
 @runtime_checkable
+class Rechecks(Upload, Protocol):
+    """An upload taken up again that finds out by itself, part by part, what need not be sent: it is
+    written as a new one is, in parts of this size."""
+
+    @property
+    def part_size(self) -> int: ...
+
+
+@runtime_checkable
 class ResumesUploads(DropsUploads, Protocol):
     """A sink that takes up again what an upload with `WriteOptions.resumable` left behind."""
 

@@ -16,6 +16,8 @@ from fastsync.backend import (
     Entry,
     Leavable,
     LeavesTraces,
+    LocalFiles,
+    Rechecks,
     ResumesUploads,
     Sink,
     Source,
@@ -99,12 +101,16 @@ def gaps(size: int, ranges: Iterable[Range]) -> list[Range]:
     return missing
 
 
-def version_of(source: Source, entry: Entry, download: Download | None) -> Version | None:
+def version_of(
+    source: Source, sink: Sink, entry: Entry, download: Download | None
+) -> Version | None:
     """The version that is read, None where a later process could not tell it from another."""
-    if download is None or entry.size is None or not offers(download, Validated):
-        return None
-    validator = download.validator
-    if validator is None:
+    validator: str | None = None
+    if download is not None and offers(download, Validated):
+        validator = download.validator
+    elif offers(source, LocalFiles) and offers(sink, ResumesUploads):
+        validator = f"mtime {entry.mtime_ns}"
+    if validator is None or entry.size is None:
         return None
     return Version(str(source.location.child(entry.path)), validator, entry.size)
 
@@ -187,8 +193,10 @@ async def begin(
     if log is not None and version is not None:
         for left in log.take_up(sink, path, version):
             resumed = await _resume(sink, left, path, entry, options)
-            if resumed is not None:
+            if resumed is not None and not offers(resumed, Rechecks):
                 return Trace(resumed, log, left.noted, done=left.ranges or (), resumable=True)
+            if resumed is not None and resumed.part_size == part_size:
+                return Trace(resumed, log, left.noted, resumable=True)
             await _drop(sink, left, log)
     upload = await sink.upload(path, entry, options, part_size, old)
     ticket = _ticket_of(upload)

@@ -144,7 +144,7 @@ async def transfer(
         entry = entry._replace(mtime_ns=entry.stored_ns)  # the best there is to say of its age
     version = None
     if options.resumable:
-        version = version_of(source, entry, download) if route == "parts" else None
+        version = version_of(source, sink, entry, download) if route == "parts" else None
         options = dataclasses.replace(
             options, resumable=version is not None and lanes.log is not None
         )

@@ -44,6 +44,11 @@ class S3Download:
         self._parts = None if expected is not None else parts
         self._is_asked = False
 
+    @property
+    def validator(self) -> str | None:
+        """See `Validated.validator`."""
+        return self.entry.version
+
     def _hasher(self, start: int, stop: int) -> Hasher | None:
         """A digest of a part as it arrives, if that will be of use."""
         expected = self._expected
@@ -104,9 +109,9 @@ class S3Download:
             return fd is not None and await self._verify_by_parts(fd, size)
         if not size:
             found: str | None = expected.hasher().value()
-        elif self._seen:
+        elif self._seen and (fd is None or self._seen_bytes() == size):
             found = self._joined(expected, size)
-        elif fd is not None:
+        elif fd is not None:  # what an earlier process fetched is in the file alone
             found = await self._chased(fd, size)
         else:
             return False
@@ -130,6 +135,9 @@ class S3Download:
             return await self._chase.value(fd, size)
         except OSError as error:
             raise from_os_error(error, self._store.where(self.entry.path)) from error
+
+    def _seen_bytes(self) -> int:
+        return sum(length for length, _ in self._seen.values())
 
     def _joined(self, expected: Expected, size: int) -> str:
         position, parts = 0, []

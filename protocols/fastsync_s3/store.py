@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
@@ -65,7 +64,7 @@ from fastsync_s3.objects import (
     written,
 )
 from fastsync_s3.plane import Call, Plane, Repeat, http_time, is_in_doubt
-from fastsync_s3.upload import S3Upload, Wanted, abort_upload
+from fastsync_s3.upload import S3Upload, Ticket, Wanted, abort_upload
 
 T = TypeVar("T")
 
@@ -561,15 +560,25 @@ class S3Store:
 
     async def drop_upload(self, ticket: str) -> None:
         """See `DropsUploads.drop_upload`."""
-        try:
-            told = json.loads(ticket)
-            key, upload_id = str(told["key"]), str(told["upload_id"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise UsageError("not the ticket of an upload to S3") from error
-        if not await abort_upload(self.plane, key, upload_id):
-            raise FastsyncError(
-                "the upload could not be aborted", where=self.plane.where(key), hint="try again"
-            )
+        told = Ticket.read(ticket)
+        if not await abort_upload(self.plane, told.key, told.upload_id):
+            where = self.plane.where(told.key)
+            raise FastsyncError("the upload could not be aborted", where=where, hint="try again")
+
+    async def resume_upload(
+        self,
+        ticket: str,
+        path: str,
+        like: Entry,
+        options: WriteOptions,
+        covered: Sequence[tuple[int, int]],
+    ) -> S3Upload | None:
+        """See `ResumesUploads.resume_upload`; the server says what it has, and what that adds up to."""
+        told = Ticket.read(ticket)
+        if options.guarded or not told.part_size:
+            return None
+        upload = S3Upload(self, path, like, options, told.part_size, None)
+        return upload if await upload.take_up(told) else None
 
     async def write_whole(
         self, jobs: Sequence[WholeJob], options: WriteOptions

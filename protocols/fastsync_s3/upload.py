@@ -14,8 +14,8 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fastsync.backend import READ_BUFFER, Buffer, Entry, Grid, Progress, WriteOptions
 from fastsync.errors import (
@@ -25,14 +25,18 @@ from fastsync.errors import (
     NotFound,
     Overtaken,
     Transient,
+    Unsupported,
+    UsageError,
     from_os_error,
 )
 from fastsync.wire import Reply
 from fastsync_s3.checksums import combine_crc64nvme, crc64nvme, multipart_etag, wire_crc64nvme
 from fastsync_s3.documents import (
+    Part,
     build_complete,
     parse_complete,
     parse_initiate,
+    parse_parts,
 )
 from fastsync_s3.guards import guard
 from fastsync_s3.objects import entry_of, etag_of, known_of, write_headers, written
@@ -121,6 +125,25 @@ class Wanted:
         return self.of(read, stop - start)
 
 
+class Ticket(NamedTuple):
+    """What is written down of an upload in parts: `headers` stands for what the object is made with."""
+
+    key: str
+    upload_id: str
+    part_size: int = 0
+    crc: bool = False
+    headers: str = ""
+
+    @classmethod
+    def read(cls, text: str) -> Ticket:
+        """Raises UsageError."""
+        try:
+            told = cls(**json.loads(text))
+            return told._replace(key=str(told.key), upload_id=str(told.upload_id))
+        except (ValueError, TypeError) as error:
+            raise UsageError("not the ticket of an upload to S3") from error
+
+
 @dataclass(slots=True)
 class _Part:
     etag: str
@@ -164,6 +187,7 @@ class S3Upload:
         self._wanted = Wanted.by(self._plane, crc=store.sends_crc)
         self._held: _Held | None = None
         self._parts: dict[int, _Part] = {}
+        self._there: dict[int, Part] = {}  # of an earlier process, by number from 0
         self._upload_id: str | None = None
         self._is_in_doubt = False
         self._entry: Entry | None = None
@@ -173,7 +197,17 @@ class S3Upload:
         """See `LeavesTraces.ticket`."""
         if self._upload_id is None:
             return None
-        return json.dumps({"key": self._key, "upload_id": self._upload_id})
+        told = Ticket(self._key, self._upload_id, self.part_size, self._wanted.crc, self._made_with)
+        return json.dumps(told._asdict())
+
+    @property
+    def part_size(self) -> int:
+        """See `Rechecks.part_size`."""
+        return self._grid.part_size
+
+    @property
+    def _made_with(self) -> str:
+        return hashlib.sha256(repr(sorted(self._headers.items())).encode()).hexdigest()
 
     @property
     def _where(self) -> str:
@@ -198,6 +232,41 @@ class S3Upload:
         self._store.learn_crc(has_crc if asks_for_crc else False)
         self._wanted = Wanted.by(self._plane, crc=asks_for_crc and has_crc)
 
+    async def take_up(self, ticket: Ticket) -> bool:
+        """Go on with an upload of an earlier process; False if it is of something else, or gone."""
+        if (ticket.key, ticket.headers) != (self._key, self._made_with) or self._is_single:
+            return False
+        after: tuple[tuple[str, str], ...] = ()
+        while True:
+            query = (*after, ("uploadId", ticket.upload_id))
+            try:
+                reply = await self._plane.ask(Call("GET", self._key, query))
+            except (NotFound, Unsupported):
+                return False
+            page = parse_parts(reply.body, bucket=self._plane.bucket)
+            self._there.update((part.number - 1, part) for part in page.parts)
+            marker = (("part-number-marker", page.next_marker or ""),)
+            if not page.is_truncated or marker == after:
+                break
+            after = marker
+        self._upload_id = ticket.upload_id
+        self._wanted = Wanted.by(self._plane, crc=ticket.crc)
+        return True
+
+    async def leave(self) -> None:
+        """See `Leavable.leave`."""
+        self._let_go()
+
+    def _has(self, number: int, digests: Digests) -> bool:
+        """Whether the server has this part already, from an earlier process."""
+        part = self._there.get(number)
+        if part is None or part.size != digests.size:
+            return False
+        crc = part.checksums.get("CRC64NVME")
+        if digests.crc is not None:
+            return crc == wire_crc64nvme(digests.crc)
+        return digests.md5 is not None and part.etag == digests.md5.hex()
+
     # -- writing -------------------------------------------------------------------------------------
 
     async def write(self, start: int, data: Buffer) -> None:
@@ -216,14 +285,21 @@ class S3Upload:
 
     async def write_from_file(self, start: int, stop: int, fd: int, progress: Progress) -> None:
         """See `WritesFromFile.write_from_file`."""
+        number = self._grid.number(start)
+        wanted = self._wanted
+        if number in self._there and not wanted.crc:
+            wanted = replace(wanted, md5=True)
         try:
-            digests = await self._store.in_thread(lambda: self._wanted.of_file(fd, start, stop))
+            digests = await self._store.in_thread(lambda: wanted.of_file(fd, start, stop))
         except OSError as error:
             raise from_os_error(error) from error
         if self._is_single:
             self._hold(_Held(digests, b"", os.dup(fd), start, progress))
             return
-        number = self._grid.number(start)
+        if self._has(number, digests):
+            self._parts[number] = _Part(self._there[number].etag, digests.size, digests.crc)
+            progress(digests.size)
+            return
         call = self._part_call(start, digests)
         try:
             reply = await self._plane.send_from_file(call, fd, start, stop, progress)

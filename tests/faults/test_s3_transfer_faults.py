@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
+import os
+import signal
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -109,14 +113,18 @@ PASSING: dict[str, Fault] = {
     "hung up": faults.hang_up(),
     "hung up by a reset": faults.hang_up(reset=True),
     "stalled": faults.stall(1000),
-    "silent": faults.no_answer(),
+    "silent": faults.silence(),
+    "silent after the head": faults.no_answer(),
     "failed": faults.refuse(500, "InternalError"),
     "busy": faults.slow_down("0"),
 }
 
 
-@pytest.mark.parametrize("name", PASSING)
-@pytest.mark.parametrize("times", [2, None])
+@pytest.mark.parametrize(
+    ("name", "times"),
+    [(name, 2) for name in PASSING]
+    + [(name, None) for name in ("cut", "hung up", "failed", "silent")],
+)
 def test_what_passes_is_tried_again(
     server: HostileS3, disk: Path, name: str, times: int | None
 ) -> None:
@@ -278,7 +286,7 @@ def upload(server: HostileS3, disk: Path, data: bytes, **settings: Any) -> Summa
 PUTS: dict[str, tuple[Fault, int, int]] = {
     "lost reply": (faults.lost_reply(), 0, 1),
     "lost by a reset": (faults.lost_reply(reset=True), 0, 1),
-    "reply that does not end": (faults.no_answer(), 0, 1),
+    "silent": (faults.silence(), 0, 1),
     "error after all": (faults.error_body(done=True), 0, 1),
     "error in a body": (faults.error_body(), 0, 2),
     "hung up": (faults.hang_up(), 0, 2),
@@ -310,7 +318,7 @@ ENDS: dict[str, tuple[Fault, int, int]] = {
     "error after all": (faults.error_body(done=True), 0, 1),
     "lost reply": (faults.lost_reply(), 0, 1),
     "lost by a reset": (faults.lost_reply(reset=True), 0, 1),
-    "reply that does not end": (faults.no_answer(), 0, 1),
+    "silent": (faults.silence(), 0, 1),
     "cut reply": (faults.cut(30), 0, 1),
     "a page": (faults.html, 0, 2),
     "hung up": (faults.hang_up(), 0, 2),
@@ -507,3 +515,147 @@ def test_no_failure_tells_a_secret(
     told = done.stdout + done.stderr + (log.read_text() if log.exists() else "")
     for secret in SECRETS:
         assert secret not in told
+
+
+# -- whatever ends a run ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(server: HostileS3, fastsync: Fastsync, tmp_path: Path) -> Fastsync:
+    fastsync.environ |= server.environ
+    return fastsync
+
+
+def jobs(command: Fastsync) -> list[dict[str, Any]]:
+    done = command("jobs", "list", "--json")
+    assert (done.code, done.stderr) == (0, "")
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+Start = Callable[..., "subprocess.Popen[bytes]"]
+Eventually = Callable[[Callable[[], object]], None]
+BIG = noise(MIB) * 16 + b"the end"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_an_upload_goes_on_where_it_was_cut_off(
+    server: HostileS3,
+    command: Fastsync,
+    started: Start,
+    eventually: Eventually,
+    tmp_path: Path,
+    number: signal.Signals,
+) -> None:
+    (tmp_path / "big").write_bytes(BIG)
+    server.on("UploadPart", faults.silence(), skip=2, times=None)
+    arguments = ("cp", "-c", "5M", "--stall-timeout", "30", "big", "s3://bucket/big")
+    process = started(*arguments)
+    eventually(lambda: server.count("UploadPart") == 4)
+    time.sleep(0.7)  # what is written down every half second
+    process.send_signal(number)
+    assert process.wait(10) in (-9, 128 + number)
+    (job,) = jobs(command)
+    assert (job["destination"], job["state"]) == ("s3://bucket/big", "gone")
+    assert server.open_uploads == ["big"]
+    # The fault was in the answers: all parts but those are known to the server.
+    (upload,) = server.objects.uploads.values()
+    missing = [number for number in range(1, 5) if number not in upload.parts]
+    missing.append(upload.parts.popitem()[0])
+    server.behave()
+    server.requests.clear()
+    assert command(*arguments) == (0, "", "")
+    assert server.data("bucket", "big") == BIG
+    sent = sorted(int(seen.query["partNumber"]) for seen in server.seen("UploadPart"))
+    assert sent == sorted(missing)
+    assert server.count("CreateMultipartUpload") == 0
+    assert (server.open_uploads, jobs(command)) == ([], [])
+
+
+@pytest.mark.parametrize("change", ["content", "time", "part size", "header", "no resume", "gone"])
+def test_an_upload_of_something_else_is_begun_anew(
+    server: HostileS3,
+    command: Fastsync,
+    started: Start,
+    eventually: Eventually,
+    tmp_path: Path,
+    change: str,
+) -> None:
+    """And the old one is dropped; parts whose bytes are others are sent again."""
+    file = tmp_path / "big"
+    file.write_bytes(BIG)
+    os.utime(file, (10**9, 10**9))
+    rule = server.on("UploadPart", faults.silence(), skip=2, times=None)
+    arguments = ["cp", "-c", "5M", "--stall-timeout", "30", "big", "s3://bucket/big"]
+    process = started(*arguments)
+    eventually(lambda: rule.hits == 2)
+    time.sleep(0.7)
+    process.kill()
+    process.wait()
+    server.behave()
+    server.requests.clear()
+    content = BIG
+    if change == "content":
+        content = b"x" + BIG[1:]
+        file.write_bytes(content)
+        os.utime(file, (10**9, 10**9))
+    elif change == "time":
+        os.utime(file, (10**9, 10**9 + 1))
+    elif change == "part size":
+        arguments[2] = "8M"
+    elif change == "header":
+        arguments[1:1] = ["--content-type", "text/plain"]
+    elif change == "no resume":
+        arguments[1:1] = ["--no-resume"]
+    else:
+        server.objects.uploads.clear()
+    assert command(*arguments) == (0, "", "")
+    assert server.data("bucket", "big") == content
+    kept = change == "no resume"
+    assert server.open_uploads == ["big"] * kept
+    assert len(jobs(command)) == kept
+    assert command("jobs", "clean") == (0, "", "")
+    assert (server.open_uploads, jobs(command)) == ([], [])
+
+
+def test_a_download_goes_on_where_it_was_cut_off(
+    server: HostileS3, command: Fastsync, started: Start, eventually: Eventually, tmp_path: Path
+) -> None:
+    server.put("bucket", "big", BIG)
+    server.on("GetObject", faults.stall(MIB), skip=2, times=None)
+    arguments = ("cp", "-c", "5M", "--stall-timeout", "30", "s3://bucket/big", "big")
+    process = started(*arguments)
+    eventually(lambda: server.count("GetObject") == 4)
+    time.sleep(1.2)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "big").exists()
+    server.behave()
+    server.requests.clear()
+    assert command(*arguments) == (0, "", "")
+    assert (tmp_path / "big").read_bytes() == BIG
+    ranges = [seen.headers["range"][6:].split("-") for seen in server.seen("GetObject")]
+    fetched = sum(int(stop) + 1 - int(start) for start, stop in ranges)
+    assert fetched <= len(BIG) - 10 * MIB
+    assert jobs(command) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_end_that_is_being_heard_out(
+    server: HostileS3,
+    command: Fastsync,
+    started: Start,
+    eventually: Eventually,
+    tmp_path: Path,
+    number: signal.Signals,
+) -> None:
+    """Whoever interrupts while the parts are put together gets the whole object, or none, and no upload
+    that nobody knows of."""
+    (tmp_path / "big").write_bytes(LARGE)
+    server.on("CompleteMultipartUpload", faults.no_answer())
+    process = started("cp", "-c", "5M", "big", "s3://bucket/big")
+    eventually(lambda: server.count("CompleteMultipartUpload"))
+    process.send_signal(number)
+    assert process.wait(10) == 128 + number
+    assert server.data("bucket", "big") == LARGE
+    assert command("jobs", "clean") == (0, "", "")
+    assert (server.open_uploads, jobs(command)) == ([], [])

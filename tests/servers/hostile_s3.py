@@ -336,6 +336,11 @@ def no_answer(seconds: float = 3600.0) -> Fault:
     return fault
 
 
+def silence(seconds: float = 3600.0) -> Fault:
+    """Do it, and say nothing."""
+    return lambda request, honest: replace(honest(request), drop=True, stall_s=seconds)
+
+
 # -- faults: less than was asked --------------------------------------------------------------------------
 
 

@@ -59,7 +59,8 @@ class Response:
     """What to answer, and how it is to fail; offsets are bytes of the body.
 
     `cut_at` ends the connection there, by a reset if `reset`; `stall_at` sends nothing for `stall_s` from
-    there on; `chunked` sends the body without saying its length; `drop` sends nothing at all.
+    there on; `chunked` sends the body without saying its length; `drop` sends nothing at all, for
+    `stall_s`, and closes.
     """
 
     status: int = 200
@@ -145,6 +146,7 @@ async def _read_chunks(reader: asyncio.StreamReader, trailers: dict[str, str]) -
 async def send(request: Request, response: Response, writer: asyncio.StreamWriter) -> bool:
     """Send it, well or badly; whether the connection is good for another request."""
     if response.drop:
+        await asyncio.sleep(response.stall_s)
         if response.reset:
             _reset(writer)
         return False
