@@ -499,6 +499,36 @@ class Hashes(Protocol):
         ...
 
 
+class Hashing(Protocol):
+    """A digest in the making, called with one buffer after the other, in order."""
+
+    def __call__(self, data: memoryview, /) -> None: ...
+
+    def value(self) -> str: ...
+
+
+class Proof(Protocol):
+    """What the bytes of a file add up to: they are its bytes if, and only if, `hasher` comes to `value`.
+    Two of the same `algorithm` can be compared as they are."""
+
+    @property
+    def algorithm(self) -> str: ...
+
+    @property
+    def value(self) -> str: ...
+
+    def hasher(self) -> Hashing: ...
+
+
+@runtime_checkable
+class ProvesContent(Protocol):
+    """A store that knows what the bytes of some files add up to, each in a way of its own."""
+
+    async def proof(self, entry: Entry) -> Proof | None:
+        """Of exactly this version; None where it does not know. Raises Changed, Vanished."""
+        ...
+
+
 @runtime_checkable
 class ReadsIntoFile(Protocol):
     """A source that can move a range into an open local file without Python objects per chunk."""

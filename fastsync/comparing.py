@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from fastsync.backend import (
@@ -11,6 +12,8 @@ from fastsync.backend import (
     Entry,
     Hashes,
     Loaded,
+    Proof,
+    ProvesContent,
     ReadsWhole,
     Source,
     closing,
@@ -31,10 +34,14 @@ def common_algorithm(source: Source, sink: Source) -> str | None:
 async def same_digest(
     source: Source, entry: Entry, sink: Source, old: Entry, lanes: Lanes
 ) -> bool | None:
-    """Whether the stores tell the same digest of both files; None where they cannot tell.
+    """Whether the stores tell the same digest of both files, or one of them knows what the other's bytes
+    have to add up to; None where they cannot tell.
 
     Raises what the stores raise: Changed, Vanished, and the like.
     """
+    same = await _same_proof(source, entry, sink, old, lanes)
+    if same is not None:
+        return same
     algorithm = common_algorithm(source, sink)
     if algorithm is None or not (offers(source, Hashes) and offers(sink, Hashes)):
         return None
@@ -50,6 +57,32 @@ async def same_digest(
         except Unsupported:
             return None
     return len(digests) == 1
+
+
+async def _same_proof(
+    source: Source, entry: Entry, sink: Source, old: Entry, lanes: Lanes
+) -> bool | None:
+    ours = await source.proof(entry) if offers(source, ProvesContent) else None
+    theirs = await sink.proof(old) if offers(sink, ProvesContent) else None
+    if ours is not None and theirs is not None and ours.algorithm == theirs.algorithm:
+        return ours.value == theirs.value
+    if ours is not None and not offers(sink, ProvesContent):
+        return await _adds_up(sink, old, ours, lanes)
+    if theirs is not None and not offers(source, ProvesContent):
+        return await _adds_up(source, entry, theirs, lanes)
+    return None
+
+
+async def _adds_up(store: Source, entry: Entry, proof: Proof, lanes: Lanes) -> bool:
+    hasher = proof.hasher()
+    async with (
+        lanes.streams.spend(1),
+        lanes.memory.spend(READ_BUFFER),
+        closing(store.read(entry, 0, None)) as buffers,
+    ):
+        async for buffer in buffers:
+            await asyncio.to_thread(hasher, memoryview(buffer))
+    return hasher.value() == proof.value
 
 
 async def same_bytes(source: Source, entry: Entry, sink: Source, old: Entry, lanes: Lanes) -> bool:

@@ -233,6 +233,26 @@ def expected_of(headers: Lookup, *, etag_is_md5: bool = True) -> Expected | None
     return Expected("MD5", etag) if _MD5_ETAG.fullmatch(etag) else None
 
 
+class ExpectedParts(NamedTuple):
+    """What the bytes of parts of these lengths add up to: a multipart ETag."""
+
+    lengths: tuple[int, ...]
+    value: str
+
+    @property
+    def algorithm(self) -> str:
+        return f"MD5 of parts of {self.lengths}"
+
+    def hasher(self) -> Hasher:
+        return PartsHasher("MD5", self.lengths)
+
+
+def remembered_md5(headers: Lookup) -> Expected | None:
+    """The MD5 that rclone writes down for what it uploads in parts, in base64."""
+    told = headers.get("x-amz-meta-md5chksum") or ""
+    return Expected("MD5", b64decode(told).hex()) if _is_digest(told, _LENGTHS["MD5"]) else None
+
+
 def _tells_md5(headers: Lookup) -> bool:
     """Whether an ETag can be of MD5s: not where the object is encrypted with anybody's key but S3's."""
     customer_key = headers.get("x-amz-server-side-encryption-customer-algorithm")

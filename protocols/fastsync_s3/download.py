@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 # Parts whose lengths are asked for one by one, where those of a guess were not the right ones.
-_MOST_ASKED: Final = 1000
+MOST_ASKED: Final = 1000
 
 
 class S3Download:
@@ -179,7 +179,7 @@ async def verify_parts(store: S3Store, entry: Entry, count: int, data: memoryvie
             return True
     lengths: list[int] | None = [size]
     if count > 1:
-        lengths = await store.part_lengths(entry, count) if count <= _MOST_ASKED else None
+        lengths = await store.part_lengths(entry, count) if count <= MOST_ASKED else None
     if lengths is None or sum(lengths) != size:
         return False
     try:

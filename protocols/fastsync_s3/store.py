@@ -40,7 +40,13 @@ from fastsync.location import Location
 from fastsync.wire import MAX_BODY, Headers, Reply
 from fastsync_s3.attributes import Attributes, Known
 from fastsync_s3.buckets import create_bucket
-from fastsync_s3.checksums import expected_of, hashed_parts
+from fastsync_s3.checksums import (
+    Expected,
+    ExpectedParts,
+    expected_of,
+    hashed_parts,
+    remembered_md5,
+)
 from fastsync_s3.copying import ServiceCopy
 from fastsync_s3.documents import (
     build_delete,
@@ -48,7 +54,7 @@ from fastsync_s3.documents import (
     parse_list,
     parse_versions,
 )
-from fastsync_s3.download import S3Download, not_its_bytes, verify_parts
+from fastsync_s3.download import MOST_ASKED, S3Download, not_its_bytes, verify_parts
 from fastsync_s3.guards import guard
 from fastsync_s3.keys import check_key, is_xml_safe
 from fastsync_s3.listing import Query, RawPage, Row, has_keys, list_keys, list_level
@@ -446,6 +452,22 @@ class S3Store:
                 return None
             lengths.append(int(length))
         return lengths
+
+    async def proof(self, entry: Entry) -> Expected | ExpectedParts | None:
+        """See `ProvesContent.proof`: a checksum of the whole, an MD5, or the ETag of parts whose lengths
+        the server tells."""
+        (head,) = await self.heads([entry])
+        if isinstance(head, FastsyncError):
+            raise head
+        whole = expected_of(head) or remembered_md5(head)
+        count = hashed_parts(head)
+        if whole is not None or count is None or count > MOST_ASKED:
+            return whole
+        size = entry.size or 0
+        lengths = [size] if count == 1 else await self.part_lengths(entry, count)
+        if lengths is None or sum(lengths) != size:
+            return None
+        return ExpectedParts(tuple(lengths), etag_of(head) or "")
 
     async def complete(self, entries: Sequence[Entry]) -> list[Entry | FastsyncError]:
         """See `CompletesEntries.complete`."""
