@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import calendar
+import functools
 import re
 from http import HTTPStatus
 from typing import Final, NamedTuple, Protocol
@@ -204,8 +205,11 @@ def _patience_s(headers: HeaderLines) -> float | None:
 
 def http_time(text: str | None) -> int | None:
     """Nanoseconds of an HTTP date (RFC 9110, 5.6.7), None for what is none."""
-    if text is None:
-        return None
+    return None if text is None or len(text) > 64 else _http_time(text)
+
+
+@functools.lru_cache(256)
+def _http_time(text: str) -> int | None:
     match = _DATE.fullmatch(text)
     if match is None:
         return _old_time(text)
