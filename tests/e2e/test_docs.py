@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import click
 import pytest
 from s3_servers import S3Server, reset_moto
+from web import running_nginx
 
 from fastsync.cli.group import VERBS, Verbs
 from fastsync.cli.options import resolved
@@ -70,6 +71,14 @@ BUCKETS: Final[Mapping[str, Mapping[str, bytes]]] = {
     "there": {},
 }
 VERSION: Final = "3HL4kqtJlcpXr"  # of s3://bucket/report.pdf
+WEBSITE: Final = {
+    "big.iso": bytes(3_000_000),
+    "data.tar": bytes(10_240),
+    "disk.img": bytes(2_000_000),
+    "pub/a.gz": b"a",
+    "pub/b.txt": b"b",
+    "x": b"test",
+}
 # Programs of examples, and what does for them.
 OTHERS: Final = {"pg_dump": "echo dump of $1", "zstd": "cat"}
 
@@ -136,6 +145,7 @@ def moved_into(sandbox: Path, text: str) -> str:
 LINES: Final = [line for page in PAGES for line in commands(page)]
 _REMOTE: Final = re.compile(r"(?<![\w.])(?:s3|sftp|https?)://")
 _BUCKET: Final = re.compile(r"(?<![\w.])s3://")
+_WEB: Final = re.compile(r"(?<![\w.])https://(?:host|example\.org)(?=/)")
 _ELSEWHERE: Final = re.compile(r"(?<![\w.])(?:sftp|https?)://")
 S3_LINES: Final = [
     line for line in LINES if _BUCKET.search(line.text) and not _ELSEWHERE.search(line.text)
@@ -189,6 +199,27 @@ def test_a_command_for_s3_that_is_shown_runs(
     assert not list(sandbox.rglob(".fs-*"))
 
 
+@pytest.fixture(scope="module")
+def website(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server that has what the examples need."""
+    with running_nginx(tmp_path_factory.mktemp("website")) as server:
+        for name, content in WEBSITE.items():
+            path = server.root / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+        yield server.url
+
+
+@pytest.mark.parametrize("shown", [line for line in LINES if _WEB.search(line.text)], ids=str)
+def test_a_command_for_the_web_that_is_shown_runs(
+    fastsync: Fastsync, sandbox: Path, website: str, shown: Block
+) -> None:
+    line = moved_into(sandbox, _WEB.sub(website, shown.text))
+    done = run(fastsync, sandbox, "bash", "-o", "pipefail", "-c", line)
+    assert done.returncode == 0, done.stdout
+    assert not list(sandbox.rglob(".fs-*"))
+
+
 @pytest.mark.parametrize("shown", [line for line in LINES if _ELSEWHERE.search(line.text)], ids=str)
 def test_a_command_for_a_server_is_understood(shown: Block) -> None:
     words = shlex.shlex(shown.text, posix=True, punctuation_chars=True)
@@ -208,6 +239,7 @@ def test_commands_are_found_at_all() -> None:
     pages = {line.page.name for page in PAGES for line in commands(page)}
     assert pages >= {"README.md", "CLI.md", "CONFIGURATION.md", "FILTERS.md"}
     assert {line.page.name for line in S3_LINES} >= {"README.md", "CLI.md", "S3.md"}
+    assert {line.page.name for line in LINES if _WEB.search(line.text)} >= {"CLI.md", "HTTP.md"}
 
 
 @pytest.mark.parametrize(
