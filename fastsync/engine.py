@@ -37,6 +37,7 @@ from fastsync.backend import (
     closing,
     offers,
 )
+from fastsync.backing import save
 from fastsync.budget import Budget
 from fastsync.comparing import common_algorithm, same_bytes, same_digest, same_small
 from fastsync.errors import (
@@ -107,6 +108,7 @@ class Work:
     file needs once both sides have told all they know of it. `yields` means that a file that somebody
     else wrote meanwhile is one to skip. A work that is `last` in its place waits for the works before it,
     so that what it brings stays. `reads_content` compares by reading, whatever the stores can tell.
+    What would be overwritten or deleted is copied to `backup` first, if there is one.
     """
 
     source: Source
@@ -123,6 +125,7 @@ class Work:
     yields: bool = False
     last: bool = False
     reads_content: bool = False
+    backup: Sink | None = None
 
     def target(self, path: str) -> str:
         """The path at the destination of a source's path."""
@@ -477,6 +480,14 @@ class Engine:
                 return
             self._tally.failed("delete", entry.path, None, sink.location.child(entry.path), error)
 
+        backup = run.work.backup
+        if backup is not None and not self._dry_run:
+            answers = await save(sink, backup, entries, run.work.write, self._lanes)
+            for entry, error in zip(entries, answers, strict=True):
+                if error is not None:
+                    failed(entry, _not_saved(error))
+            pairs = zip(entries, answers, strict=True)
+            entries = [entry for entry, error in pairs if error is None]
         if self._dry_run:
             done(entries)
         else:
@@ -532,6 +543,8 @@ class Engine:
                 if action.path:
                     self._done(run, action)
 
+        if step == "link":
+            actions = await self._backed_up(run, actions)
         call = None if self._dry_run else _quick_call(run.work, step, write or run.work.write)
         if call is None:
             done(actions)
@@ -577,12 +590,28 @@ class Engine:
                 self._failed(run, action, error)
 
         is_fresh = False
+        actions = await self._backed_up(run, actions)
         while actions and self._fatal is None:
             await patiently(copy, actions, done=done, failed=failed, may_retry=self._may_retry)
             looks = [await self._relist(run, action) for action in changed]
             actions = [action for action in looks if action is not None]
             changed.clear()
             is_fresh = True
+
+    async def _backed_up(self, run: _Run, actions: Sequence[Action]) -> Sequence[Action]:
+        """The actions of which the old state is safe; the others have failed."""
+        backup, target = run.work.backup, run.work.target
+        replaced = [action for action in actions if action.old is not None]
+        if backup is None or not replaced or self._dry_run:
+            return actions
+        olds = [a.old._replace(path=target(a.path)) for a in replaced if a.old is not None]
+        answers = await save(run.work.sink, backup, olds, run.work.write, self._lanes)
+        unsafe = set()
+        for action, error in zip(replaced, answers, strict=True):
+            if error is not None:
+                unsafe.add(action.path)
+                self._failed(run, action, _not_saved(error))
+        return [action for action in actions if action.path not in unsafe]
 
     async def _wait_for_turn(self, work: Work, actions: Sequence[Action]) -> None:
         """Until the rate lets all their bytes move."""
@@ -660,7 +689,7 @@ class Engine:
             self._done(run, action)
         elif run.within and (run.unpaced or (action.entry.size or 0) <= self._step):
             await self._copy_batch(run, [action._replace(step="copy")])
-        else:
+        elif await self._backed_up(run, [action]):
             path = work.target(action.path)
             entry, old, moved = action.entry, action.old, self._tally.moved
             await transfer(work.source, work.sink, entry, path, work.write, self._lanes, moved, old)
@@ -775,6 +804,15 @@ class Engine:
         if isinstance(error, (DestinationFull, AccessRefused)):
             # Every further item would fail the same way; what is under way may still end well.
             self._fatal = self._fatal or error
+
+
+def _not_saved(error: FastsyncError) -> FastsyncError:
+    """What stays as it is because its copy failed."""
+    if isinstance(error, (DestinationFull, AccessRefused)):
+        return error
+    found = Conflict(f"it stays, for it could not be backed up: {error.message}")
+    found.__cause__ = error
+    return found
 
 
 def _operation(action: Action) -> Operation:

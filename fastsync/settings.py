@@ -147,6 +147,10 @@ class Settings:
         example="50%",
     )
     allow_empty_source: bool = _setting(False, SWITCH, "let an empty source delete everything")
+    backup_dir: str | None = _setting(
+        None, TEXT, "copy what would be overwritten or deleted to this place", example="/var/old"
+    )
+    interactive: bool = _setting(False, SWITCH, "tell what would be done, and ask before doing it")
     ignore_missing_args: bool = _setting(False, SWITCH, "skip sources that do not exist")
 
     recursive: bool = _setting(False, SWITCH, "cp, ls: directories too", group="Metadata")

@@ -45,7 +45,7 @@ from fastsync.location import Location
 from fastsync.names import path_key
 from fastsync.pace import Pace
 from fastsync.plan import Comparison, DeleteGate, PlanPage, Rules, Step, plan
-from fastsync.session import Request, Session, missing
+from fastsync.session import Request, Session, located, missing
 from fastsync.settings import Settings
 from fastsync.wildcards import Wildcard, find, something
 
@@ -262,6 +262,28 @@ def _refuse_overlap(source: Source, sink: Source, wild: Wildcard | None) -> None
         raise UsageError(f"the {what[0]} is inside the {what[1]}", where=str(sink.location))
 
 
+async def backup_for(session: Session, source: Source, sink: Sink, target: Location) -> Sink | None:
+    """Where the old state of what is below `sink` goes, by its path below `target`. Raises UsageError
+    for a place that the run itself reads or changes."""
+    name = session.request.settings.backup_dir
+    if name is None:
+        return None
+    place = located(name)
+    if place.is_stream:
+        raise UsageError("standard input and output keep no backup", where="--backup-dir")
+    top = await session.open_sink(place)
+    for store, what in ((source, "source"), (sink, "destination")):
+        ours, theirs = store.address().rstrip("/") + "/", top.address().rstrip("/") + "/"
+        if ours.startswith(theirs) or theirs.startswith(ours):
+            raise UsageError(
+                f"the backup overlaps with the {what}",
+                where=str(place),
+                hint="name a place beside it",
+            )
+    below = sink.location.path.rstrip("/").removeprefix(target.path.rstrip("/")).strip("/")
+    return await session.open_sink(place.child(below)) if below else top
+
+
 async def standing_for_file(sink: Sink, to: str, source: tuple[str, str] | None) -> Entry | None:
     """What stands where a file should go, `source` being the address of its directory and its name.
     Raises UsageError if it cannot go there."""
@@ -314,14 +336,16 @@ async def tree(
     is_sync: bool,
     wild: Wildcard | None = None,
     root: Entry | None = None,
+    top: Location | None = None,
 ) -> Work:
     """Everything below one place, or what a wildcard means of it, to another. `root` is what stands at
-    the place, if the caller has looked already."""
+    the place, if the caller has looked already; `top` is the destination of the whole run."""
     request = session.request
     settings = request.settings
     sink = await session.open_sink(target)
     write = write_options(settings, sink)
     standing = await _check_tree(source, sink, wild)
+    backup = await backup_for(session, source, sink, top or target)
     chosen = await chosen_for(session, source)
     rules = rules_for(request, chosen, source, sink)
     read_options, sink_options = _scan_options(request, chosen, rules, source, sink)
@@ -361,6 +385,7 @@ async def tree(
         differ=rules.attributes_differ,
         decide=_settled(rules),
         yields=settings.ignore_existing,
+        backup=backup,
     )
 
 
@@ -438,7 +463,10 @@ async def file(session: Session, store: Source, target: Location) -> Work:
     sink = await session.open_sink(target.parent())
     standing = await standing_for_file(sink, to, (source.address().rstrip("/"), name))
     entry = (await store.stat("", follow=True))._replace(path=name)
-    return _files(session.request, source, sink, [(entry, standing)], to)
+    work = _files(session.request, source, sink, [(entry, standing)], to)
+    if standing is not None:
+        work.backup = await backup_for(session, sink, sink, sink.location)
+    return work
 
 
 async def _directory(session: Session, store: Source) -> Source:
@@ -609,9 +637,18 @@ class Works:
         for index, part in enumerate(self._parts):
             if part.files is None:
                 place = part.sink.location
-                work = await tree(self._session, part.source, place, is_sync=False, wild=part.wild)
+                work = await tree(
+                    self._session,
+                    part.source,
+                    place,
+                    is_sync=False,
+                    wild=part.wild,
+                    top=self._target if self._into else None,
+                )
             else:
                 name = None if self._into else self._target.name
                 work = _files(self._request, part.source, part.sink, part.files, name)
+                top = self._target if self._into else part.sink.location
+                work.backup = await backup_for(self._session, part.sink, part.sink, top)
             work.last = self._merges and index > 0
             yield work

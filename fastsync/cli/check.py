@@ -137,8 +137,9 @@ class _Teller:
         self._verbose = verbosity > 0
 
     def tell(self, finding: Finding) -> None:
-        from fastsync.cli.render import json_line, write_error
+        from fastsync.cli.render import json_line, shown, write_error
         from fastsync.names import printable
+        from fastsync.redaction import redacted
 
         if self._report is not None:
             os.write(self._report, os.fsencode(f"{finding.mark} {finding.path}\n"))
@@ -149,12 +150,12 @@ class _Teller:
                     success=finding.mark == "=",
                     mark=finding.mark,
                     path=finding.path,
-                    reason=finding.reason,
+                    reason=redacted(finding.reason),
                 )
                 + "\n"
             )
         elif finding.error is not None:
-            write_error(f"fastsync: error: {printable(str(finding.error))}")
+            write_error(f"fastsync: error: {shown(finding.error)}")
         elif self._report != 1 and (self._verbose or finding.mark != "="):
             line = f"{finding.mark} {printable(finding.path)} ({finding.reason})"
             sys.stdout.write(line + "\n")

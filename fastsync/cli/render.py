@@ -150,6 +150,17 @@ def summary_lines(summary: Summary, *, human: bool) -> list[str]:
     return lines
 
 
+def intentions(summary: Summary) -> str:
+    """What a dry run found to do, in a line."""
+    totals = summary.totals
+    parts = [f"copy {totals.files_copied:,} files ({human_size(totals.bytes_copied)})"]
+    if totals.deleted:
+        parts.append(f"delete {totals.deleted:,}")
+    if totals.attributes_set:
+        parts.append(f"set attributes of {totals.attributes_set:,}")
+    return f"This would {', '.join(parts)}."
+
+
 class Console:
     """The observer of a command: see `fastsync.events.Observer`."""
 

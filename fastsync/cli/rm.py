@@ -27,6 +27,7 @@ _OPTIONS = (
     "max_depth",
     "ignore_missing_args",
     "recursive",
+    "interactive",
     *OUTPUT,
     *PLACES,
 )

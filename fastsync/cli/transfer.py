@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from fastsync.cli.options import request_for, resolved, rules_of
+from fastsync.errors import SafetyStop
 
 if TYPE_CHECKING:
     from fastsync.config import Resolved
@@ -39,6 +41,8 @@ def run_transfer(
         settings = dataclasses.replace(settings, progress=False)
     if settings.explain is not None and places is not None:
         return _explain(settled, rules, start, places)
+    if settings.interactive and not settings.dry_run and not _confirmed(settled, rules, start):
+        return SafetyStop.exit_code
     console = Console(settings)
     for note in settled.notes:
         console.note(note)
@@ -65,12 +69,43 @@ def _explain(
     from fastsync.cli.run import Interrupted, run
     from fastsync.explaining import run_explain
     from fastsync.names import printable
+    from fastsync.redaction import redacted
 
     path, as_json = settled.settings.explain or "", settled.settings.json
     try:
         told = run(run_explain(path, *places, request_for(settled, rules), start), lambda: None)
     except Interrupted as interrupted:
         return interrupted.exit_code
-    fields = {"operation": "explain", **told._asdict()}
-    write_text((json_line(**fields) if as_json else printable(str(told))) + "\n")
+    fields = {"operation": "explain", **told._asdict(), "reason": redacted(told.reason)}
+    write_text((json_line(**fields) if as_json else printable(redacted(str(told)))) + "\n")
     return told.exit_code
+
+
+def _confirmed(
+    settled: Resolved,
+    rules: Sequence[Rule],
+    start: Callable[[Request], Coroutine[Any, Any, Summary]],
+) -> bool:
+    """What the person at the terminal says of a run that has done nothing yet. Raises UsageError where
+    there is nobody to ask."""
+    from fastsync.cli.render import Console, intentions, write_error
+    from fastsync.cli.run import Interrupted, run
+    from fastsync.errors import UsageError
+
+    if sys.stdin is None or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError(
+            "--interactive needs a terminal to ask at", hint="-n shows what would be done"
+        )
+    settings = dataclasses.replace(settled.settings, dry_run=True, progress=False, json=False)
+    console = Console(settings)
+    if not settings.verbose:
+        console.wants_items = False
+    asked = request_for(settled, rules, console)
+    try:
+        summary = run(start(dataclasses.replace(asked, settings=settings)), lambda: None)
+    except Interrupted:
+        return False
+    write_error(intentions(summary))
+    sys.stderr.write("Do it? [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
