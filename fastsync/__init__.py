@@ -8,8 +8,34 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from fastsync.api import cat, cp, du, ls, mkdir, mv, pipe, presign, rm, stat, sync
+    from fastsync.api import (
+        async_cat,
+        async_check,
+        async_cp,
+        async_du,
+        async_ls,
+        async_mkdir,
+        async_mv,
+        async_pipe,
+        async_presign,
+        async_rm,
+        async_stat,
+        async_sync,
+        cat,
+        check,
+        cp,
+        du,
+        ls,
+        mkdir,
+        mv,
+        pipe,
+        presign,
+        rm,
+        stat,
+        sync,
+    )
     from fastsync.backend import Entry
+    from fastsync.checking import Checked, Finding
     from fastsync.errors import FastsyncError
     from fastsync.events import Item, Observer, Totals
     from fastsync.filters import Rule
@@ -19,8 +45,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Checked",
     "Entry",
     "FastsyncError",
+    "Finding",
     "Item",
     "Observer",
     "Rule",
@@ -28,7 +56,20 @@ __all__ = [
     "Totals",
     "Usage",
     "__version__",
+    "async_cat",
+    "async_check",
+    "async_cp",
+    "async_du",
+    "async_ls",
+    "async_mkdir",
+    "async_mv",
+    "async_pipe",
+    "async_presign",
+    "async_rm",
+    "async_stat",
+    "async_sync",
     "cat",
+    "check",
     "cp",
     "du",
     "ls",
@@ -42,15 +83,30 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Checked": "checking",
     "Entry": "backend",
     "FastsyncError": "errors",
+    "Finding": "checking",
     "Item": "events",
     "Observer": "events",
     "Rule": "filters",
     "Summary": "tally",
     "Totals": "events",
     "Usage": "listing",
+    "async_cat": "api",
+    "async_check": "api",
+    "async_cp": "api",
+    "async_du": "api",
+    "async_ls": "api",
+    "async_mkdir": "api",
+    "async_mv": "api",
+    "async_pipe": "api",
+    "async_presign": "api",
+    "async_rm": "api",
+    "async_stat": "api",
+    "async_sync": "api",
     "cat": "api",
+    "check": "api",
     "cp": "api",
     "du": "api",
     "ls": "api",

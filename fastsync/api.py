@@ -6,7 +6,8 @@
     print(summary.totals.files_copied, summary.exit_code)
 
 Item failures are in the summary; what keeps a run from being carried out at all is raised, as one of
-`fastsync.errors`. The library reads no configuration file and no environment: what counts is what is
+`fastsync.errors`. Each function has a twin that is a coroutine, `async_sync` for `sync`, for programs that
+have a loop of their own. The library reads no configuration file and no environment: what counts is what is
 passed. Every option is a setting of docs/CONFIGURATION.md, by the same name.
 """
 
@@ -14,8 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeAlias
 
 from fastsync.backend import (
     CreatesPlaces,
@@ -28,10 +29,11 @@ from fastsync.backend import (
     closing,
     offers,
 )
+from fastsync.checking import Checked, Finding, run_check
 from fastsync.config import Resolved, resolve_options
 from fastsync.copying import run_cp, run_sync
 from fastsync.errors import Conflict, FastsyncError, UsageError
-from fastsync.events import Observer, Silent
+from fastsync.events import Item, Observer, Silent
 from fastsync.filters import Rule
 from fastsync.listing import Usage, run_du, run_ls, run_stat, run_versions
 from fastsync.location import Location
@@ -43,8 +45,22 @@ from fastsync.session import Place, Request, Session, all_located, located
 from fastsync.tally import Summary
 
 __all__ = [
+    "OnEvent",
     "Request",
+    "async_cat",
+    "async_check",
+    "async_cp",
+    "async_du",
+    "async_ls",
+    "async_mkdir",
+    "async_mv",
+    "async_pipe",
+    "async_presign",
+    "async_rm",
+    "async_stat",
+    "async_sync",
     "cat",
+    "check",
     "cp",
     "du",
     "ls",
@@ -54,6 +70,7 @@ __all__ = [
     "presign",
     "rm",
     "run_cat",
+    "run_check",
     "run_cp",
     "run_du",
     "run_ls",
@@ -78,7 +95,7 @@ def _refuse_stream(location: Location) -> None:
         raise UsageError("standard input and output are not meant here", where="-")
 
 
-# -- as coroutines -----------------------------------------------------------------------------------
+# -- what a verb does that no other module has --------------------------------------------------------
 
 
 async def run_mkdir(places: Place | Sequence[Place], request: Request) -> None:
@@ -132,18 +149,174 @@ async def run_presign(
         return await store.presign(path, round(expires_in), method)
 
 
-# -- as functions ------------------------------------------------------------------------------------
+# -- as coroutines ----------------------------------------------------------------------------------
+
+# Hears of each item as it ends.
+OnEvent: TypeAlias = Callable[[Item], None]
+
+
+class _Events(Silent):
+    """An observer that hands on items."""
+
+    wants_items = True
+
+    def __init__(self, on_event: OnEvent) -> None:
+        self._on_event = on_event
+
+    def item(self, item: Item) -> None:
+        self._on_event(item)
 
 
 def _request(
-    options: Mapping[str, Any], rules: Sequence[Rule] = (), observer: Observer | None = None
+    options: Mapping[str, Any],
+    rules: Sequence[Rule] = (),
+    observer: Observer | None = None,
+    on_event: OnEvent | None = None,
 ) -> Request:
-    return _asked(resolve_options(options), rules, observer)
+    return _asked(resolve_options(options), rules, observer, on_event)
 
 
-def _asked(found: Resolved, rules: Sequence[Rule], observer: Observer | None) -> Request:
+def _asked(
+    found: Resolved,
+    rules: Sequence[Rule],
+    observer: Observer | None,
+    on_event: OnEvent | None = None,
+) -> Request:
+    if observer is not None and on_event is not None:
+        raise UsageError("observer and on_event are two ways to hear of the same: pass one")
+    if on_event is not None:
+        observer = _Events(on_event)
     settings, given = found.settings, found.given_places
     return Request(settings, rules, observer or Silent(), found.place_settings, given)
+
+
+async def async_cp(
+    sources: Place | Sequence[Place],
+    destination: Place,
+    *,
+    rules: Sequence[Rule] = (),
+    observer: Observer | None = None,
+    on_event: OnEvent | None = None,
+    **options: Any,
+) -> Summary:
+    """See `cp`."""
+    return await run_cp(sources, destination, _request(options, rules, observer, on_event))
+
+
+async def async_sync(
+    source: Place,
+    destination: Place,
+    *,
+    rules: Sequence[Rule] = (),
+    observer: Observer | None = None,
+    on_event: OnEvent | None = None,
+    **options: Any,
+) -> Summary:
+    """See `sync`."""
+    return await run_sync(source, destination, _request(options, rules, observer, on_event))
+
+
+async def async_mv(
+    sources: Place | Sequence[Place],
+    destination: Place,
+    *,
+    rules: Sequence[Rule] = (),
+    observer: Observer | None = None,
+    on_event: OnEvent | None = None,
+    **options: Any,
+) -> Summary:
+    """See `mv`."""
+    return await run_mv(sources, destination, _request(options, rules, observer, on_event))
+
+
+async def async_rm(
+    places: Place | Sequence[Place],
+    *,
+    rules: Sequence[Rule] = (),
+    observer: Observer | None = None,
+    on_event: OnEvent | None = None,
+    **options: Any,
+) -> Summary:
+    """See `rm`."""
+    return await run_rm(places, _request(options, rules, observer, on_event))
+
+
+async def async_check(
+    source: Place,
+    destination: Place,
+    *,
+    rules: Sequence[Rule] = (),
+    on_finding: Callable[[Finding], None] = lambda _finding: None,
+    download: bool = False,
+    **options: Any,
+) -> Checked:
+    """See `check`."""
+    request = _request(options, rules)
+    return await run_check(source, destination, request, on_finding, download=download)
+
+
+async def async_ls(place: Place, *, rules: Sequence[Rule] = (), **options: Any) -> list[Entry]:
+    """See `ls`."""
+    request = _request(options, rules)
+    entries: list[Entry] = []
+    async for page in run_ls(place, request, recursive=request.settings.recursive):
+        for fault in page.faults:
+            raise fault.error
+        entries.extend(page.entries)
+    return entries
+
+
+async def async_du(place: Place, *, rules: Sequence[Rule] = (), **options: Any) -> Usage:
+    """See `du`."""
+    total = Usage("", 0, 0)
+    async for found in run_du(place, _request(options, rules)):
+        if isinstance(found, Fault):
+            raise found.error
+        total = found
+    return total
+
+
+async def async_stat(place: Place, **options: Any) -> Entry:
+    """See `stat`."""
+    async with closing(run_stat(place, _request({"raw": True, **options}))) as found:
+        return (await anext(found)).entry
+
+
+async def async_mkdir(places: Place | Sequence[Place], **options: Any) -> None:
+    """See `mkdir`."""
+    await run_mkdir(places, _request(options))
+
+
+async def async_cat(
+    places: Place | Sequence[Place],
+    output: int,
+    *,
+    offset: int = 0,
+    count: int | None = None,
+    observer: Observer | None = None,
+    **options: Any,
+) -> Summary:
+    """See `cat`."""
+    found = resolve_options(options, CAT_DEFAULTS)
+    request = dataclasses.replace(_asked(found, (), observer), settings=cat_settings(found))
+    return await run_cat(places, request, output, offset=offset, count=count)
+
+
+async def async_pipe(
+    place: Place, *, source: int = 0, observer: Observer | None = None, **options: Any
+) -> Summary:
+    """See `pipe`."""
+    return await run_pipe(place, _request(options, (), observer), fd=source)
+
+
+async def async_presign(
+    place: Place, *, expires_in: float = PRESIGN_S, method: str = "GET", **options: Any
+) -> str:
+    """See `presign`."""
+    return await run_presign(place, _request(options), expires_in=expires_in, method=method)
+
+
+# -- as functions ------------------------------------------------------------------------------------
 
 
 def cp(
@@ -152,15 +325,18 @@ def cp(
     *,
     rules: Sequence[Rule] = (),
     observer: Observer | None = None,
+    on_event: OnEvent | None = None,
     **options: Any,
 ) -> Summary:
     """Copy files, and directories with ``recursive=True``; a `destination` that ends in "/", or is a
     directory, is copied into.
 
-    `rules` are ordered include and exclude rules; `options` are settings by name. Raises UsageError
-    before anything is touched, ListingError when a listing cannot be trusted.
+    `rules` are ordered include and exclude rules; `options` are settings by name; `on_event` hears of
+    each item, an `observer` of more. Raises UsageError before anything is touched, ListingError when a
+    listing cannot be trusted.
     """
-    return asyncio.run(run_cp(sources, destination, _request(options, rules, observer)))
+    about: dict[str, Any] = {"rules": rules, "observer": observer, "on_event": on_event}
+    return asyncio.run(async_cp(sources, destination, **about, **options))
 
 
 def sync(
@@ -169,6 +345,7 @@ def sync(
     *,
     rules: Sequence[Rule] = (),
     observer: Observer | None = None,
+    on_event: OnEvent | None = None,
     **options: Any,
 ) -> Summary:
     """Make `destination` like `source`: contents into contents. Deletes only with ``delete=True``,
@@ -177,7 +354,8 @@ def sync(
     Raises UsageError before anything is touched, ListingError when the source does not exist or a
     listing cannot be trusted.
     """
-    return asyncio.run(run_sync(source, destination, _request(options, rules, observer)))
+    about: dict[str, Any] = {"rules": rules, "observer": observer, "on_event": on_event}
+    return asyncio.run(async_sync(source, destination, **about, **options))
 
 
 def mv(
@@ -186,11 +364,13 @@ def mv(
     *,
     rules: Sequence[Rule] = (),
     observer: Observer | None = None,
+    on_event: OnEvent | None = None,
     **options: Any,
 ) -> Summary:
     """Move files and directories: a source goes when its copy is verified and committed, and stays if it
     changed meanwhile. Arguments and errors as for `cp`."""
-    return asyncio.run(run_mv(sources, destination, _request(options, rules, observer)))
+    about: dict[str, Any] = {"rules": rules, "observer": observer, "on_event": on_event}
+    return asyncio.run(async_mv(sources, destination, **about, **options))
 
 
 def rm(
@@ -198,36 +378,41 @@ def rm(
     *,
     rules: Sequence[Rule] = (),
     observer: Observer | None = None,
+    on_event: OnEvent | None = None,
     **options: Any,
 ) -> Summary:
     """Remove files, and directories with ``recursive=True``; links, not what they lead to.
 
     Raises UsageError before anything is touched.
     """
-    return asyncio.run(run_rm(places, _request(options, rules, observer)))
+    about: dict[str, Any] = {"rules": rules, "observer": observer, "on_event": on_event}
+    return asyncio.run(async_rm(places, **about, **options))
 
 
-def ls(
-    place: Place,
+def check(
+    source: Place,
+    destination: Place,
     *,
     rules: Sequence[Rule] = (),
+    on_finding: Callable[[Finding], None] = lambda _finding: None,
+    download: bool = False,
     **options: Any,
-) -> list[Entry]:
+) -> Checked:
+    """Compare two places as `sync` would, by content with ``checksum=True``, by reading both with
+    `download`; `on_finding` hears of each path that differs. Nothing is changed.
+
+    Raises UsageError, ListingError when the source does not exist or a listing cannot be trusted.
+    """
+    about: dict[str, Any] = {"rules": rules, "on_finding": on_finding, "download": download}
+    return asyncio.run(async_check(source, destination, **about, **options))
+
+
+def ls(place: Place, *, rules: Sequence[Rule] = (), **options: Any) -> list[Entry]:
     """The entries below `place`, all levels with ``recursive=True``, in byte order of their paths.
 
     Raises ListingError when `place` does not exist, and the first fault of an incomplete listing.
     """
-    request = _request(options, rules)
-
-    async def collect() -> list[Entry]:
-        entries: list[Entry] = []
-        async for page in run_ls(place, request, recursive=request.settings.recursive):
-            for fault in page.faults:
-                raise fault.error
-            entries.extend(page.entries)
-        return entries
-
-    return asyncio.run(collect())
+    return asyncio.run(async_ls(place, rules=rules, **options))
 
 
 def du(place: Place, *, rules: Sequence[Rule] = (), **options: Any) -> Usage:
@@ -235,34 +420,18 @@ def du(place: Place, *, rules: Sequence[Rule] = (), **options: Any) -> Usage:
 
     Raises ListingError when `place` does not exist, and the first fault of an incomplete listing.
     """
-    request = _request(options, rules)
-
-    async def count() -> Usage:
-        total = Usage("", 0, 0)
-        async for found in run_du(place, request):
-            if isinstance(found, Fault):
-                raise found.error
-            total = found
-        return total
-
-    return asyncio.run(count())
+    return asyncio.run(async_du(place, rules=rules, **options))
 
 
 def stat(place: Place, **options: Any) -> Entry:
     """The entry of `place` itself; a link is not followed. Raises ListingError for nothing."""
-    request = _request({"raw": True, **options})
-
-    async def look() -> Entry:
-        async with closing(run_stat(place, request)) as found:
-            return (await anext(found)).entry
-
-    return asyncio.run(look())
+    return asyncio.run(async_stat(place, **options))
 
 
 def mkdir(places: Place | Sequence[Place], **options: Any) -> None:
     """Make directories, with those above them, or what else a place needs (a bucket). One that is there
     is fine. Raises Conflict where something else stands, UsageError where there are no directories."""
-    asyncio.run(run_mkdir(places, _request(options)))
+    asyncio.run(async_mkdir(places, **options))
 
 
 def cat(
@@ -279,9 +448,8 @@ def cat(
 
     Raises what is wrong with the first file that cannot be read; bytes before it may be written.
     """
-    found = resolve_options(options, CAT_DEFAULTS)
-    request = dataclasses.replace(_asked(found, (), observer), settings=cat_settings(found))
-    return asyncio.run(run_cat(places, request, output, offset=offset, count=count))
+    part: dict[str, Any] = {"offset": offset, "count": count, "observer": observer}
+    return asyncio.run(async_cat(places, output, **part, **options))
 
 
 def pipe(
@@ -289,8 +457,7 @@ def pipe(
 ) -> Summary:
     """Write what the file descriptor `source` gives, to its end, to the file `place`: whole or not at
     all. Raises UsageError for a directory."""
-    request = _request(options, (), observer)
-    return asyncio.run(run_pipe(place, request, fd=source))
+    return asyncio.run(async_pipe(place, source=source, observer=observer, **options))
 
 
 def presign(
@@ -298,4 +465,5 @@ def presign(
 ) -> str:
     """A URL that lets anybody do `method` on the file at `place`, for `expires_in` seconds. It is a
     secret. Raises UsageError where there is no such thing."""
-    return asyncio.run(run_presign(place, _request(options), expires_in=expires_in, method=method))
+    link = async_presign(place, expires_in=expires_in, method=method, **options)
+    return asyncio.run(link)
