@@ -17,6 +17,7 @@ from fastsync.cli.options import (
     resolved,
     with_options,
 )
+from fastsync.cli.places import PLACE
 
 if TYPE_CHECKING:
     from fastsync.tally import Summary
@@ -37,7 +38,7 @@ Examples:
 
 
 @click.command(cls=GroupedCommand, epilog=_EXAMPLES)
-@click.argument("places", nargs=-1, required=True, metavar="PLACE...")
+@click.argument("places", type=PLACE, nargs=-1, required=True, metavar="PLACE...")
 @with_options(
     (
         "parallel_streams",

@@ -19,6 +19,7 @@ from fastsync.cli.options import (
     rules_of,
     with_options,
 )
+from fastsync.cli.places import PLACE
 
 if TYPE_CHECKING:
     from fastsync.checking import Checked, Finding
@@ -53,19 +54,19 @@ _OPTIONS = (
 
 _EXAMPLES = """\b
 Examples:
-  fastsync check photos backup                   by size and time
-  fastsync check --checksum photos s3://b/photos by digests, where there are any
-  fastsync check --download photos s3://b/photos by reading both
-  fastsync check --combined report.txt a b       every file with its mark
-  fastsync sync --manifest photos.sha256 photos /mnt/photos
-  fastsync check --manifest photos.sha256 /mnt/photos
+  fastsync check photos backup                 by size and time
+  fastsync check --checksum photos s3://b/p    by digests, if any
+  fastsync check --download photos s3://b/p    by reading both
+  fastsync check --combined report.txt a b     every file with its mark
+  fastsync sync --manifest list photos /mnt/photos
+  fastsync check --manifest list /mnt/photos   without the source
 
 Marks: = the same, + only in SRC, - only in DST, * different, ! error.
 """
 
 
 @click.command(cls=RuledCommand, epilog=_EXAMPLES)
-@click.argument("places", nargs=-1, required=True, metavar="SRC DST")
+@click.argument("places", type=PLACE, nargs=-1, required=True, metavar="SRC DST")
 @click.option("--download", is_flag=True, help="compare content by reading both sides")
 @click.option("--combined", metavar="FILE", help="write every path with its mark to this file")
 @with_options(_OPTIONS)

@@ -1,29 +1,61 @@
-"""``fastsync completion``: the script that teaches a shell our verbs and options."""
+"""``fastsync completion``: the script that teaches a shell our verbs, options and places."""
 
 from __future__ import annotations
+
+from typing import Final
 
 import click
 from click.shell_completion import ShellComplete, get_completion_class
 
 from fastsync.cli.main import COMPLETE_VARIABLE, PROGRAM
 
+# Not click's own: bash takes "s3://bucket" for three words, and wants back what comes after the colon.
+_BASH: Final = r"""
+_fastsync_completion() {
+    local line=${COMP_LINE:0:COMP_POINT} IFS=$' \t\n' words word cut kind value
+    read -ra words <<<"$line"
+    local number=$((${#words[@]} - 1))
+    word=${words[number]}
+    if [[ $line == *[[:space:]] ]]; then
+        number=$((number + 1)) word=
+    fi
+    if [[ $COMP_WORDBREAKS == *:* && $word == *:* ]]; then
+        cut=${word%"${word##*:}"}
+    fi
+    COMPREPLY=()
+    while IFS=, read -r kind value; do
+        case $kind in
+        dir) compopt -o dirnames ;;
+        file) compopt -o default ;;
+        plain) COMPREPLY+=("${value#"$cut"}") ;;
+        esac
+    done < <(COMP_WORDS=$line COMP_CWORD=$number VARIABLE=bash_complete "$1" 2>/dev/null)
+    if [[ ${#COMPREPLY[@]} == 1 && ${COMPREPLY[0]} == */ ]]; then
+        compopt -o nospace
+    fi
+}
+complete -F _fastsync_completion fastsync
+"""
+
 
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print the completion script of a shell.
+    """Print the completion script of a shell. It completes places, too, also remote ones.
 
     \b
-    To enable it, add this to
+    Examples, to enable it:
       ~/.bashrc   eval "$(fastsync completion bash)"
       ~/.zshrc    eval "$(fastsync completion zsh)"
     or write it to a file for fish
       fastsync completion fish > ~/.config/fish/completions/fastsync.fish
     """
+    if shell == "bash":
+        click.echo(_BASH.strip().replace("VARIABLE", COMPLETE_VARIABLE))
+        return
     kind = get_completion_class(shell)
-    assert kind is not None  # click knows all three
-    script = kind(context.find_root().command, {}, PROGRAM, COMPLETE_VARIABLE)
-    # The base class's `source`: bash's own starts a bash to look at its version, and a script may well
-    # be printed where there is none.
-    click.echo(ShellComplete.source(script))
+    assert kind is not None  # click knows both
+    script = ShellComplete.source(kind(context.find_root().command, {}, PROGRAM, COMPLETE_VARIABLE))
+    # No space after a directory: more is to come.
+    click.echo(script.replace("compadd -U -V", "compadd -U -S '' -V"))

@@ -30,19 +30,29 @@ _config_option = click.option(
 )
 
 
-@click.group()
+_EXAMPLES = """\b
+Examples:
+  fastsync config show                 what counts, and where it comes from
+  fastsync config show --profile wan   with a preset
+  fastsync config init                 a commented file to start with
+  fastsync config path                 where that is
+  fastsync config profiles             the presets, and yours
+"""
+
+
+@click.group(epilog=_EXAMPLES)
 def config() -> None:
     """Show and start the configuration."""
 
 
-@config.command()
+@config.command(epilog=_EXAMPLES)
 @_config_option
 def path(config_file: Path | None) -> None:
     """Print where the configuration is read from, whether it is there or not."""
     click.echo(printable(str(find_config(config_file)[0])))
 
 
-@config.command()
+@config.command(epilog=_EXAMPLES)
 @_config_option
 @click.option("--profile", metavar="NAME", help="As if this profile were in use.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -104,7 +114,7 @@ def _shown_value(key: str, value: str) -> str:
     return f"{address}?{_MASK}" if mark else address
 
 
-@config.command()
+@config.command(epilog=_EXAMPLES)
 @_config_option
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 def init(config_file: Path | None, force: bool) -> None:
@@ -171,7 +181,7 @@ def _sample_lines() -> Iterator[str]:
     yield '#region = "eu-central-1"'
 
 
-@config.command()
+@config.command(epilog=_EXAMPLES)
 @_config_option
 def profiles(config_file: Path | None) -> None:
     """List the profiles and what they set."""

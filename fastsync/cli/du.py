@@ -15,6 +15,7 @@ from fastsync.cli.options import (
     rules_of,
     with_options,
 )
+from fastsync.cli.places import PLACE
 
 if TYPE_CHECKING:
     from fastsync.listing import Usage
@@ -22,14 +23,14 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """\b
 Examples:
-  fastsync du -H photos                    one line: bytes, files, place
-  fastsync du -H --max-depth 1 photos      a line for each directory in it, too
-  fastsync du 's3://bucket/logs/*.gz'      what wildcards mean
+  fastsync du -H photos                 one line: bytes, files, place
+  fastsync du -H --max-depth 1 photos   a line for each directory in it, too
+  fastsync du 's3://bucket/logs/*.gz'   what wildcards mean
 """
 
 
 @click.command(cls=RuledCommand, epilog=_EXAMPLES)
-@click.argument("places", nargs=-1, metavar="[PLACE...]")
+@click.argument("places", type=PLACE, nargs=-1, metavar="[PLACE...]")
 @with_options(
     ("raw", "min_size", "max_size", "min_age", "max_age", "json", "human_readable", *WIRE, *PLACES)
 )

@@ -72,11 +72,21 @@ class Verbs(click.Group):
         return verbs + click.Command.shell_complete(self, ctx, incomplete)
 
 
+_EXAMPLES = """\b
+Examples:
+  fastsync cp -R photos backup/
+  fastsync sync --delete photos s3://bucket/photos
+  fastsync ls -lH sftp://host/~/photos
+
+`fastsync VERB --help` tells more about a verb.
+"""
+
+
 @click.group(
     cls=Verbs,
     context_settings={"help_option_names": ["-h", "--help"]},
     subcommand_metavar="VERB ...",
-    epilog="`fastsync VERB --help` tells more about a verb.",
+    epilog=_EXAMPLES,
 )
 @click.version_option(__version__, prog_name="fastsync", message="%(prog)s %(version)s")
 def fastsync() -> None:

@@ -32,7 +32,7 @@ def jobs(context: click.Context) -> int | None:
     return None
 
 
-@jobs.command("list", cls=GroupedCommand)
+@jobs.command("list", cls=GroupedCommand, epilog=_EXAMPLES)
 @with_options(("json",), rules=False)
 def list_jobs(**values: Any) -> int:
     """Print each upload that is not finished: since when, whether its process lives, and where."""
@@ -57,7 +57,7 @@ def list_jobs(**values: Any) -> int:
     return 0
 
 
-@jobs.command(cls=GroupedCommand)
+@jobs.command(cls=GroupedCommand, epilog=_EXAMPLES)
 @click.option("--all", "everything", is_flag=True, help="those of other machines, too")
 @with_options(("dry_run", "verbose", "quiet", "json", *WIRE), rules=False)
 @click.pass_context

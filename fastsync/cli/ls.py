@@ -15,6 +15,7 @@ from fastsync.cli.options import (
     rules_of,
     with_options,
 )
+from fastsync.cli.places import PLACE
 
 if TYPE_CHECKING:
     from fastsync.backend import Entry, ListedVersion
@@ -34,7 +35,7 @@ _TYPES = {"file": stat.S_IFREG, "dir": stat.S_IFDIR, "link": stat.S_IFLNK, "spec
 
 
 @click.command(cls=RuledCommand, epilog=_EXAMPLES)
-@click.argument("places", nargs=-1, metavar="[PLACE...]")
+@click.argument("places", type=PLACE, nargs=-1, metavar="[PLACE...]")
 @with_options(LIST)
 @click.option("-L", "--copy-links", "links", flag_value="follow", help="list what links lead to")
 @click.option("-l", "--long", "long", is_flag=True, help="mode, size and time too")

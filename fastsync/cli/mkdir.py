@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from fastsync.cli.options import WIRE, GroupedCommand, request_for, resolved, with_options
+from fastsync.cli.places import PLACE
 from fastsync.settings import SETTINGS
 
 _OPTIONS = (
@@ -22,7 +23,7 @@ Examples:
 
 
 @click.command(cls=GroupedCommand, epilog=_EXAMPLES)
-@click.argument("places", nargs=-1, required=True, metavar="PLACE...")
+@click.argument("places", type=PLACE, nargs=-1, required=True, metavar="PLACE...")
 @click.option("-p", "--parents", is_flag=True, help="make those above, too (always so)")
 @with_options(_OPTIONS, rules=False)
 def mkdir(places: tuple[str, ...], parents: bool, **values: Any) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from fastsync.cli.options import TRANSFER, RuledCommand, with_options
+from fastsync.cli.places import PLACE
 from fastsync.cli.transfer import run_transfer
 
 _NOT_HERE = (
@@ -30,8 +31,8 @@ Examples:
 
 
 @click.command(cls=RuledCommand, epilog=_EXAMPLES)
-@click.argument("sources", nargs=-1, required=True, metavar="SRC...")
-@click.argument("destination", metavar="DST")
+@click.argument("sources", type=PLACE, nargs=-1, required=True, metavar="SRC...")
+@click.argument("destination", type=PLACE, metavar="DST")
 @with_options([name for name in TRANSFER if name not in _NOT_HERE])
 @click.pass_context
 def mv(context: click.Context, /, sources: tuple[str, ...], destination: str, **values: Any) -> int:

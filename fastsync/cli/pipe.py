@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from fastsync.cli.options import OUTPUT, WIRE, RuledCommand, with_options
+from fastsync.cli.places import PLACE
 from fastsync.cli.transfer import run_transfer
 from fastsync.settings import SETTINGS
 
@@ -31,7 +32,7 @@ Examples:
 
 
 @click.command(cls=RuledCommand, epilog=_EXAMPLES)
-@click.argument("place", metavar="PLACE")
+@click.argument("place", type=PLACE, metavar="PLACE")
 @with_options(_OPTIONS, rules=False)
 @click.pass_context
 def pipe(context: click.Context, /, place: str, **values: Any) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from fastsync.cli.options import PLACES, GroupedCommand, request_for, resolved, with_options
+from fastsync.cli.places import PLACE
 
 _EXAMPLES = """\b
 Examples:
@@ -17,7 +18,7 @@ Examples:
 
 
 @click.command(cls=GroupedCommand, epilog=_EXAMPLES)
-@click.argument("place", metavar="PLACE")
+@click.argument("place", type=PLACE, metavar="PLACE")
 @click.option("--expires-in", metavar="TIME", default="3h", show_default=True, help="how long")
 @click.option(
     "--method",

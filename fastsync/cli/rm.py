@@ -14,6 +14,7 @@ from fastsync.cli.options import (
     RuledCommand,
     with_options,
 )
+from fastsync.cli.places import PLACE
 from fastsync.cli.transfer import run_transfer
 
 _OPTIONS = (
@@ -45,7 +46,7 @@ Examples:
 
 
 @click.command(cls=RuledCommand, epilog=_EXAMPLES)
-@click.argument("places", nargs=-1, required=True, metavar="PLACE...")
+@click.argument("places", type=PLACE, nargs=-1, required=True, metavar="PLACE...")
 @with_options(_OPTIONS, more=_NAMES)
 @click.pass_context
 def rm(context: click.Context, /, places: tuple[str, ...], **values: Any) -> int:

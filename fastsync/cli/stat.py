@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastsync.cli.options import PLACES, WIRE, GroupedCommand, request_for, resolved, with_options
+from fastsync.cli.places import PLACE
 
 if TYPE_CHECKING:
     from fastsync.listing import Details
@@ -22,7 +23,7 @@ Examples:
 
 
 @click.command(cls=GroupedCommand, epilog=_EXAMPLES)
-@click.argument("places", nargs=-1, required=True, metavar="PLACE...")
+@click.argument("places", type=PLACE, nargs=-1, required=True, metavar="PLACE...")
 @with_options(("raw", "json", *WIRE, *PLACES), rules=False)
 @click.option("-L", "--copy-links", "links", flag_value="follow", help="what a link leads to")
 def stat(places: tuple[str, ...], **values: Any) -> int:

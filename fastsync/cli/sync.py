@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from fastsync.cli.options import TRANSFER, RuledCommand, with_options
+from fastsync.cli.places import PLACE
 from fastsync.cli.transfer import run_transfer
 
 _EXAMPLES = """\b
@@ -22,8 +23,8 @@ Examples:
 
 
 @click.command(cls=RuledCommand, epilog=_EXAMPLES)
-@click.argument("source", metavar="SRC")
-@click.argument("destination", metavar="DST")
+@click.argument("source", type=PLACE, metavar="SRC")
+@click.argument("destination", type=PLACE, metavar="DST")
 @with_options([name for name in TRANSFER if name != "recursive"])
 @click.pass_context
 def sync(context: click.Context, /, source: str, destination: str, **values: Any) -> int:
