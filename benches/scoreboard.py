@@ -255,7 +255,8 @@ def _look(outcome: Outcome, case: Case, places: Places, around: Files,
           server: HostileS3 | None, *, is_local: bool) -> None:  # fmt: skip
     there, wanted = _there(case, places, server), _wanted(case)
     for name, body in case.old.items():
-        right = [body, case.source.get(name), case.also.get(name)]
+        known = (body, case.source.get(name), case.also.get(name))
+        right = [content for content in known if content is not None]
         is_gone_rightly = case.delete and not case.keeps and name not in wanted
         if there.get(name) not in right and not is_gone_rightly:
             outcome.lost.append(name)

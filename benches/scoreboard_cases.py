@@ -77,10 +77,18 @@ def _listings(seed: int) -> list[Case]:
     old_many = dict.fromkeys(list(many)[1100:1110], b"x") | {"extra": b"only here"}
     always: dict[str, Any] = {"times": None}
 
-    def listing(name: str, about: str, fault: Fault, *, pages: bool = False, skip: int = 0) -> Case:
+    def listing(
+        name: str,
+        about: str,
+        fault: Fault,
+        *,
+        pages: bool = False,
+        skip: int = 0,
+        keeps: bool = True,
+    ) -> Case:
         script = _on("ListObjects*", fault, skip=skip, **always)
         source, old = (many, old_many) if pages else (few, {"file": b"old", "extra": b"only here"})
-        return Case(name, about, source, old, script, delete=True)
+        return Case(name, about, source, old, script, delete=True, keeps=keeps)
 
     command = "\x1b]0;title\x07\x1b[2J"
     escapes = {"../outside": b"escaped", "a/../../outside": b"escaped", "..": b"escaped"}
@@ -88,7 +96,7 @@ def _listings(seed: int) -> list[Case]:
         listing("list-html", "a page for people, 200, in place of the listing", faults.html),
         listing("list-empty", "an empty body, 200, in place of the listing", faults.body(lambda _: b"")),
         listing("list-cut", "half of the listing's XML", faults.truncated_xml()),
-        listing("list-bucket", "the listing of another bucket", faults.wrong_bucket()),
+        listing("list-bucket", "a listing that names another bucket", faults.wrong_bucket(), keeps=False),
         listing("list-403", "no permission to list", faults.refuse(403, "AccessDenied")),
         listing(
             "list-page-500", "every page but the first fails",

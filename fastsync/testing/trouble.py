@@ -33,6 +33,11 @@ class Faults:
         """Let every call of `method` that has no script meet `trouble`."""
         self._always[method, path] = trouble
 
+    def forget(self) -> None:
+        """Drop all scripts; counts stay."""
+        self._scripts.clear()
+        self._always.clear()
+
     async def meet(self, method: str, path: str) -> None:
         """Count a call and go through what waits for it."""
         self.calls[method] += 1
