@@ -173,15 +173,16 @@ class AsyncsshDialer:
     async def _open(
         self, connection: asyncssh.SSHClientConnection, session: Session, known: Server | None
     ) -> None:
-        """Begin the session on a channel of its own. With a server that is known this is over when the
-        channel is there: requests go out without waiting for the subsystem to answer."""
-        opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Begin the session on a channel of its own, without waiting for the subsystem to answer. With a
+        server that is known this is over when the channel is there."""
+        opened: asyncio.Future[_Channel] = asyncio.get_running_loop().create_future()
 
         def begin(channel: asyncssh.SSHClientChannel[bytes]) -> None:
+            stream = _Channel(channel, connection.abort)
             if known is not None and session.alive:
-                session.begin_with(_Channel(channel, connection.abort), known)
+                session.begin_with(stream, known)
             if not opened.done():
-                opened.set_result(None)
+                opened.set_result(stream)
 
         creating = asyncio.ensure_future(
             connection.create_session(
@@ -192,15 +193,18 @@ class AsyncsshDialer:
                 max_pktsize=_PACKET,
             )
         )
+        creating.add_done_callback(lambda task: self._created(session, task, opened))
+        stream = await opened
         if known is not None:
-            creating.add_done_callback(lambda task: self._created(session, task, opened))
-            await opened
             return
-        channel, _ = await creating
-        await session.begin(_Channel(channel, connection.abort))
+        try:
+            await session.begin(stream)
+        except FastsyncError:
+            await creating  # which says more, if it is the subsystem that is missing
+            raise
 
     def _created(
-        self, session: Session, creating: asyncio.Future[Any], opened: asyncio.Future[None]
+        self, session: Session, creating: asyncio.Future[Any], opened: asyncio.Future[_Channel]
     ) -> None:
         """The channel has its subsystem, or there is none; `opened` may still be waited for."""
         error = None if creating.cancelled() else creating.exception()

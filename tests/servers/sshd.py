@@ -30,6 +30,7 @@ class Sshd:
     known_hosts: Path
     config: Path  # of a client: nothing that a person has configured
     pid: int
+    log: Path
 
     @property
     def place(self) -> dict[str, str]:
@@ -39,6 +40,10 @@ class Sshd:
             "known_hosts": str(self.known_hosts),
             "ssh_config": str(self.config),
         }
+
+    def logins(self) -> int:
+        """How many there have been."""
+        return self.log.read_text("utf-8", "replace").count("Accepted publickey")
 
     def url(self, path: str | Path) -> str:
         return f"sftp://{self.user}@127.0.0.1:{self.port}{path}"
@@ -99,7 +104,8 @@ def running_sshd(
         try:
             _wait(port, process, folder / "sshd.log")
             user = getpass.getuser()
-            yield Sshd(port, user, folder / "identity", known_hosts, client, process.pid)
+            log_file = folder / "sshd.log"
+            yield Sshd(port, user, folder / "identity", known_hosts, client, process.pid, log_file)
         finally:
             process.terminate()
             process.wait(10)

@@ -1,0 +1,132 @@
+"""Every verb by the real command against a real sshd."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from sshd import Sshd, running_sshd
+
+if TYPE_CHECKING:
+    from tests.conftest import Fastsync, Picture, Plant, Spec
+
+TREE: Spec = {"a": "a", "dir/b": "bb", "dir/sub/c": b"c" * 300_000, "link": Path("a")}
+
+
+@pytest.fixture(scope="module")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    with running_sshd(tmp_path_factory.mktemp("sshd")) as server:
+        yield server
+
+
+@pytest.fixture
+def there(plant: Plant, tmp_path: Path) -> Path:
+    """A tree at the server."""
+    return plant(tmp_path / "there", TREE)
+
+
+@pytest.fixture
+def flags(sshd: Sshd) -> list[str]:
+    return [
+        *("--identity", str(sshd.identity), "--known-hosts", str(sshd.known_hosts)),
+        *("--ssh-config", str(sshd.config)),
+    ]
+
+
+def test_ls(fastsync: Fastsync, there: Path, sshd: Sshd, flags: list[str]) -> None:
+    done = fastsync("ls", "-R", *flags, sshd.url(there))
+    assert (done.code, done.stderr) == (0, "")
+    assert done.stdout.split() == ["a", "dir/", "dir/b", "dir/sub/", "dir/sub/c", "link"]
+    assert fastsync("ls", *flags, sshd.url(f"{there}/d*/b")).stdout.split() == ["dir/b"]
+    assert fastsync("ls", *flags, sshd.url(there / "nothing")).code == 3
+
+
+def test_one_login_is_enough_to_look(
+    fastsync: Fastsync, there: Path, sshd: Sshd, flags: list[str], tmp_path: Path
+) -> None:
+    before = sshd.logins()
+    more = [*flags, "--ssh-transport", "asyncssh"]
+    assert fastsync("ls", "-R", *more, sshd.url(there)).code == 0
+    assert fastsync("rm", "-R", *more, sshd.url(there)).code == 0
+    assert sshd.logins() == before + 2
+
+
+def test_stat_and_du(fastsync: Fastsync, there: Path, sshd: Sshd, flags: list[str]) -> None:
+    done = fastsync("stat", "--json", *flags, sshd.url(there / "dir/sub/c"))
+    assert done.code == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[0])["size"] == 300_000
+    done = fastsync("du", *flags, sshd.url(there))
+    assert done.code == 0
+    assert "300003" in done.stdout
+
+
+def test_cat_and_pipe(
+    fastsync: Fastsync, there: Path, sshd: Sshd, flags: list[str], tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        fastsync.command("cat", *flags, sshd.url(there / "dir/sub/c"), sshd.url(there / "a")),
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout == b"c" * 300_000 + b"a"
+    content = bytes(range(256)) * 50_000
+    target = sshd.url(there / "new/piped")
+    subprocess.run(fastsync.command("pipe", *flags, target), input=content, check=True)
+    assert (there / "new/piped").read_bytes() == content
+
+
+def test_cp(fastsync: Fastsync, there: Path, sshd: Sshd, flags: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("content")
+    assert fastsync("cp", *flags, "file", sshd.url(f"{there}/dir/")) == (0, "", "")
+    assert (there / "dir/file").read_text() == "content"
+    assert fastsync("cp", *flags, "file", sshd.url(there / "new/name")) == (0, "", "")
+    assert (there / "new/name").read_text() == "content"
+    assert fastsync("cp", *flags, sshd.url(there / "link"), "back") == (0, "", "")
+    assert (tmp_path / "back").read_text() == "a"
+    assert fastsync("cp", "-R", *flags, sshd.url(there / "dir"), "here/") == (0, "", "")
+    assert (tmp_path / "here/dir/sub/c").stat().st_size == 300_000
+    assert fastsync("cp", *flags, sshd.url(there / "gone"), "back").code == 3
+
+
+def test_mv(fastsync: Fastsync, there: Path, sshd: Sshd, flags: list[str], tmp_path: Path) -> None:
+    assert fastsync("mv", *flags, sshd.url(there / "a"), sshd.url(there / "dir/moved")).code == 0
+    assert (there / "dir/moved").read_text() == "a"
+    assert not (there / "a").exists()
+    assert fastsync("mv", *flags, sshd.url(there / "dir"), "mine") == (0, "", "")
+    assert (tmp_path / "mine/sub/c").exists()
+    assert not (there / "dir").exists()
+
+
+def test_rm_and_mkdir(fastsync: Fastsync, there: Path, sshd: Sshd, flags: list[str]) -> None:
+    assert fastsync("mkdir", *flags, sshd.url(there / "one/two")).code == 0
+    assert (there / "one/two").is_dir()
+    assert fastsync("rm", *flags, sshd.url(there / "link")) == (0, "", "")
+    assert (there / "a").exists()
+    assert not (there / "link").is_symlink()
+    assert fastsync("rm", *flags, sshd.url(there / "dir")).code != 0
+    assert (there / "dir/b").exists()
+    assert fastsync("rm", "-R", *flags, sshd.url(there / "dir")) == (0, "", "")
+    assert not (there / "dir").exists()
+
+
+def test_sync_with_delete(
+    fastsync: Fastsync,
+    plant: Plant,
+    picture: Callable[..., Picture],
+    there: Path,
+    sshd: Sshd,
+    flags: list[str],
+    tmp_path: Path,
+) -> None:
+    plant(tmp_path / "src", {"a": "newer", "extra/x": "x"})
+    dry = fastsync("sync", "--delete", "--dry-run", *flags, "src", sshd.url(there))
+    assert dry.code == 0
+    assert (there / "dir/b").exists()
+    assert fastsync("sync", "--delete", *flags, "src", sshd.url(there)) == (0, "", "")
+    assert sorted(picture(there)) == sorted(picture(tmp_path / "src"))
+    assert fastsync("sync", "--delete", *flags, "nothing", sshd.url(there)).code == 3
+    assert (there / "extra/x").exists()
