@@ -100,7 +100,7 @@ def _refuse_stream(location: Location) -> None:
 
 async def run_mkdir(places: Place | Sequence[Place], request: Request) -> None:
     """See `mkdir`."""
-    async with Session(request) as session:
+    async with Session(request, light=True) as session:
         for location in all_located(places):
             _refuse_stream(location)
             store = await session.open_sink(location)

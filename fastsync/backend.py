@@ -141,6 +141,10 @@ class WriteOptions:
     resumable: bool = False
 
 
+def _say_nothing(_text: str) -> None:
+    """For a run that nobody watches."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoreOptions:
     """What a run grants a store: streams it may use at once, bytes per part and held in memory, patience.
@@ -149,7 +153,9 @@ class StoreOptions:
 
     `follow_links` reads through symbolic links below the location, where there are any. `place` holds
     the settings of this one place (endpoint, region, key file ...) by their option names, without the
-    dashes in front, inner dashes as "_"; switches are "true" or "false". `state_folder` is where a store
+    dashes in front, inner dashes as "_"; switches are "true" or "false". `light` says that no content will
+    move, so that what is opened for speed alone need not be. `note` tells the user, in one line, what a
+    place lacks. `state_folder` is where a store
     may keep what it would otherwise have to ask for again; None for nowhere. The socket settings are None
     for the system's choice.
     """
@@ -162,6 +168,8 @@ class StoreOptions:
     request_timeout_s: float = 60.0
     retries: int = 5
     follow_links: bool = False
+    light: bool = False
+    note: Callable[[str], None] = _say_nothing
     place: Mapping[str, str] = field(default_factory=dict)
     state_folder: str | None = None
     tcp_send_buffer: int | None = None

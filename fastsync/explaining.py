@@ -80,7 +80,7 @@ async def run_explain(
             reason += f" (compared by {summary.comparison})"
         decision = _WOULD[found.operation] if found.error is None else "would fail"
         return Explanation(path, decision, reason, summary.exit_code)
-    async with Session(request) as session:
+    async with Session(request, light=True) as session:
         decision, reason = await _silence(session, path, sources, destination, summary)
     return Explanation(path, decision, reason, summary.exit_code)
 

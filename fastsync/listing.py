@@ -62,7 +62,7 @@ async def run_ls(
     location = located(place)
     wild = wildcard(location, request)
     chosen = request.filter()
-    async with Session(request) as session:
+    async with Session(request, light=True) as session:
         top = location if wild is None else wild.base
         store = await session.open(top, follow=request.settings.links == "follow")
         if wild is None:
@@ -83,7 +83,7 @@ async def run_versions(
     location = located(place)
     wild = wildcard(location, request)
     chosen = request.filter()
-    async with Session(request) as session:
+    async with Session(request, light=True) as session:
         store = await session.open(location if wild is None else wild.base)
         if not offers(store, KeepsVersions):
             raise UsageError("there are no versions but the one", where=str(location))
@@ -117,7 +117,7 @@ async def run_stat(place: Place, request: Request) -> AsyncIterator[Details]:
     """
     location = located(place)
     wild = wildcard(location, request)
-    async with Session(request) as session:
+    async with Session(request, light=True) as session:
         if wild is None:
             store, path = await session.reach(location)
             entry = await _standing(store, path, follow=request.settings.links == "follow")
@@ -154,7 +154,7 @@ async def run_du(place: Place, request: Request, levels: int = 0) -> AsyncIterat
     location = located(place)
     wild = wildcard(location, request)
     chosen = request.filter()
-    async with Session(request) as session:
+    async with Session(request, light=True) as session:
         top = location if wild is None else wild.base
         store = await session.open(top, follow=request.settings.links == "follow")
         if wild is None:

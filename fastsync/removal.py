@@ -117,7 +117,10 @@ async def run_rm(places: Place | Sequence[Place], request: Request) -> Summary:
         raise UsageError("no place given")
     started = time.monotonic()
     tally = Tally(request.observer)
-    async with Session(request) as session, Remover(request, tally) as remover:
+    async with (
+        Session(request, light=True) as session,
+        Remover(request, tally) as remover,
+    ):
         targets: dict[Location, _Target] = {}
         for location in locations:
             try:

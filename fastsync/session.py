@@ -197,10 +197,12 @@ def _lasting(sink: Sink) -> str:
 
 
 class Session:
-    """The protocols and stores that one run has opened; closing it closes them all."""
+    """The protocols and stores that one run has opened; closing it closes them all. A `light` one moves no
+    content."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, *, light: bool = False) -> None:
         self.request = request
+        self._light = light
         self._registry = Registry.from_entry_points()
         self._backends: dict[type[Backend], Backend] = {}
         self._stores: dict[tuple[Location, bool, Side], Source] = {}
@@ -252,6 +254,8 @@ class Session:
                 request_timeout_s=settings.request_timeout,
                 retries=settings.retry_count,
                 follow_links=follow,
+                light=self._light,
+                note=request.observer.note,
                 place=_Watched(request.place_settings(location, side), self._seen),
                 state_folder=request.state_folder,
                 tcp_send_buffer=settings.tcp_send_buffer,

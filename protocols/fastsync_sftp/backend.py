@@ -31,9 +31,10 @@ class SftpBackend:
         pool = self._pools.get(place)
         if pool is None:
             first, nearby = _dialers(place, options)
-            pool = Pool(place, first, nearby, options.streams, options.stall_timeout_s)
+            pool = Pool(place, first, nearby, options.stall_timeout_s, options.note)
             self._pools[place] = pool
-        pool.allow(options.streams)
+        # To look and to delete, one connection has all there is to ask for on its way at once.
+        pool.allow(1 if options.light else options.streams)
         try:
             root, real = await pool.run(lambda session: _resolve(session, location.path))
         except FastsyncError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from fastsync.backend import Entry, WriteOptions
 from fastsync.errors import Conflict, DestinationFull, FastsyncError, NameRefused
 from fastsync_sftp import packets
@@ -21,6 +23,8 @@ from fastsync_sftp.session import Session
 _POSIX_RENAME = b"posix-rename@openssh.com"
 _FSYNC = b"fsync@openssh.com"
 _STATVFS = b"statvfs@openssh.com"
+# What servers say that do not know SETSTAT, or are told not to do it (sftp-server -P).
+_NEVER: Final = (packets.UNSUPPORTED, packets.PERMISSION_DENIED)
 # The most bytes in a name on nearly all file systems.
 _USUAL_NAME = 255
 
@@ -40,7 +44,9 @@ class Finish:
         self, session: Session, handle: bytes, like: Entry, options: WriteOptions, size: int | None
     ) -> None:
         self.requests: list[Request] = []
+        self._session = session
         self._may_fail = 0
+        self._attributes = -1
         if options.owner and like.owner is not None:
             # First, for it takes setuid and setgid away.
             owner = packets.attributes(owner=(like.owner.uid, like.owner.gid))
@@ -50,14 +56,24 @@ class Finish:
         mtime_ns = like.mtime_ns if options.mtime else None
         if mode is not None or mtime_ns is not None or size is not None:
             wanted = packets.attributes(size=size, mode=mode, mtime_ns=mtime_ns)
+            self._attributes = len(self.requests)
             self.requests.append(packets.request(FSETSTAT, handle, wanted))
-        if options.durable and session.has(_FSYNC):
-            self.requests.append(packets.extended(_FSYNC, handle))
+        if options.durable:
+            if session.has(_FSYNC):
+                self.requests.append(packets.extended(_FSYNC, handle))
+            else:
+                session.lacks("the server does not say when a file is safely on its disk")
 
     def check(self, replies: list[Reply]) -> None:
-        """Raises the error of what must not fail."""
-        for reply in replies[self._may_fail :]:
-            packets.must_be_ok(reply)
+        """Raises the error of what must not fail. A server that sets no attributes at all, not even those
+        of a file that we have just made, keeps what it can: the bytes."""
+        for index, reply in enumerate(replies):
+            if index == self._attributes and packets.status_of(reply) in _NEVER:
+                self._session.lacks(
+                    "the server sets no times and modes; compare with --size-only or --update"
+                )
+            elif index >= self._may_fail:
+                packets.must_be_ok(reply)
 
 
 def replace(session: Session, temporary: bytes, target: bytes) -> Script[None]:
@@ -83,6 +99,7 @@ def replace(session: Session, temporary: bytes, target: bytes) -> Script[None]:
     error = packets.error_of(reply)
     if error.transient or not (yield from _refuse_directory(target)):
         raise error
+    session.lacks("the server cannot replace a file in one step: for a moment neither is there")
     aside = target.rpartition(b"/")[0] + b"/" + temporary_name()
     (reply,) = yield [packets.on_path(RENAME, target, packets.string(aside))]
     packets.must_be_ok(reply)

@@ -57,8 +57,8 @@ class Pool:
         place: Place,
         first: Dialer,
         nearby: Dialer | None,
-        streams: int,
         stall_timeout_s: float,
+        note: Callable[[str], None],
     ) -> None:
         self.place = place
         self.sessions: list[Session] = []
@@ -69,7 +69,9 @@ class Pool:
         self._first = first
         self._nearby = nearby
         self._dialer_of: dict[Session, Dialer] = {}
-        self._most = max(1, min(streams, MOST))
+        self._most = 1
+        self._note = note
+        self._noted: set[str] = set()
         self._stall_timeout_s = stall_timeout_s
         self._dialing: asyncio.Task[Session] | None = None
         self._growing: asyncio.Task[None] | None = None
@@ -82,6 +84,12 @@ class Pool:
     def allow(self, streams: int) -> None:
         """A store more that may use so many streams."""
         self._most = max(self._most, min(streams, MOST))
+
+    def lacks(self, what: str) -> None:
+        """Tell the user what the server lacks, once."""
+        if what not in self._noted:
+            self._noted.add(what)
+            self._note(f"{self.place}: {what}")
 
     # -- work ----------------------------------------------------------------------------------------
 
@@ -139,6 +147,7 @@ class Pool:
                 self._nearby = None
                 dialer = self._first
         session.on_loss = self._lost
+        session.lacks = self.lacks
         if session.error is not None:
             raise session.error
         self._dialer_of[session] = dialer
@@ -182,8 +191,9 @@ class Pool:
     def _reached(self, seconds: float) -> None:
         """The first connection got through. Far away, the others are begun at once: they take as long as
         all else that comes before the first byte."""
-        if not self.sessions and self._growing is None and seconds >= _FAR_REACH_S:
-            self._grow_by(self._add(min(_DIALS_AT_ONCE, self._most) - 1))
+        more = min(_DIALS_AT_ONCE, self._most) - 1
+        if more and not self.sessions and self._growing is None and seconds >= _FAR_REACH_S:
+            self._grow_by(self._add(more))
 
     def _grow_by(self, dialing: Coroutine[None, None, None]) -> None:
         self._growing = asyncio.get_running_loop().create_task(dialing)

@@ -94,6 +94,7 @@ class Session:
         self.rtt_s = 0.0
         self.error: FastsyncError | None = None
         self.on_loss: Callable[[Session], None] | None = None
+        self.lacks: Callable[[str], None] = lambda _what: None  # hears what the server cannot do
         self._loop = asyncio.get_running_loop()
         self._answered: dict[int, Answered] = {}
         self._next_id = 0

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from sshd import Sshd, running_sshd
+from sshd import SFTP_SERVERS, Sshd, running_sshd
 
 if TYPE_CHECKING:
     from tests.conftest import Fastsync, Picture, Plant, Spec
@@ -130,3 +131,24 @@ def test_sync_with_delete(
     assert sorted(picture(there)) == sorted(picture(tmp_path / "src"))
     assert fastsync("sync", "--delete", *flags, "nothing", sshd.url(there)).code == 3
     assert (there / "extra/x").exists()
+
+
+def test_a_server_that_sets_no_attributes(
+    fastsync: Fastsync, plant: Plant, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The bytes arrive, and one line says what does not."""
+    plant(tmp_path / "src", {f"{number:02}": f"{number}" for number in range(30)})
+    (tmp_path / "src/large").write_bytes(b"large" * 5_000_000)
+    server = next((each for each in SFTP_SERVERS if os.access(each, os.X_OK)), None)
+    if server is None:
+        pytest.skip("no sftp-server is installed")
+    folder = tmp_path_factory.mktemp("stubborn")
+    with running_sshd(folder, subsystem=f"{server} -P setstat,fsetstat") as sshd:
+        flags = ["--identity", str(sshd.identity), "--known-hosts", str(sshd.known_hosts)]
+        flags += ["--ssh-config", str(sshd.config)]
+        done = fastsync("sync", *flags, "src", sshd.url(tmp_path / "there"))
+    assert done.code == 0
+    assert done.stderr.count("\n") == 1
+    assert "sets no times and modes" in done.stderr
+    assert (tmp_path / "there/29").read_text() == "29"
+    assert (tmp_path / "there/large").stat().st_size == 25_000_000

@@ -17,7 +17,7 @@ import asyncssh
 import asyncssh.sftp
 import pytest
 
-_SFTP_SERVERS = ("/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server")
+SFTP_SERVERS = ("/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def running_sshd(
     public = (folder / "identity.pub").read_text()
     (folder / "authorized_keys").write_text(public)
     if subsystem is None:
-        servers = [path for path in _SFTP_SERVERS if os.access(path, os.X_OK)]
+        servers = [path for path in SFTP_SERVERS if os.access(path, os.X_OK)]
         subsystem = servers[0] if servers else "internal-sftp"
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)

@@ -1,0 +1,58 @@
+"""How many connections are opened, and what the user hears of a server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from fastsync.backend import StoreOptions
+from fastsync.location import parse
+from fastsync_sftp.place import place_of
+from fastsync_sftp.pool import Pool
+from fastsync_sftp.session import Known, Session
+
+PLACE = place_of(parse("sftp://somebody@host/"), StoreOptions())
+
+
+class FarAway:
+    """Connections to a server that is far away, as long as it takes to reach it."""
+
+    name = "far"
+
+    def __init__(self) -> None:
+        self.dialed = 0
+
+    async def dial(self, session: Session, known: Known, reached: Callable[[float], None]) -> None:
+        self.dialed += 1
+        session.rtt_s = 0.1
+        reached(0.1)
+        await asyncio.sleep(0.01)
+
+    async def hang_up(self, session: Session) -> None:
+        """Nothing is held."""
+
+    async def aclose(self) -> None:
+        """Nothing is held."""
+
+
+@pytest.mark.parametrize(("streams", "dialed"), [(1, 1), (4, 4), (64, 8)])
+async def test_far_away_connections_are_made_at_once(streams: int, dialed: int) -> None:
+    """As many as may be, and one where that is all that is wanted."""
+    dialer = FarAway()
+    pool = Pool(PLACE, dialer, None, 60.0, lambda _text: None)
+    pool.allow(streams)
+    await pool.session()
+    await asyncio.sleep(0.1)
+    assert dialer.dialed == dialed
+    await pool.aclose()
+
+
+async def test_each_lack_is_told_once() -> None:
+    told: list[str] = []
+    pool = Pool(PLACE, FarAway(), None, 60.0, told.append)
+    for _ in range(2):
+        pool.lacks("the server cannot do this")
+    assert told == ["sftp://somebody@host: the server cannot do this"]
+    await pool.aclose()
