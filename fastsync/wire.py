@@ -829,14 +829,17 @@ class Wire:
         *,
         width: int | Callable[[], int],
         most: int = MAX_BODY,
+        busy: Callable[[], None] = lambda: None,
     ) -> list[Reply | FastsyncError]:
         """Exchanges, up to `width` at once; the answers in the order of the requests.
 
-        Requests are taken as connections get free. An error is one item's answer.
+        Requests are taken as connections get free. An error is one item's answer. `busy` is called for each
+        503 as it comes, so that it can make `width` less.
         """
         if self._is_proxied:
             requests = map(self._through_proxy, requests)
-        batch = _Batch(self, iter(requests), width if callable(width) else lambda: width, most)
+        most_at_once = width if callable(width) else lambda: width
+        batch = _Batch(self, iter(requests), most_at_once, most, busy)
         try:
             return await batch.run()
         except BaseException:
@@ -1239,10 +1242,12 @@ class _Batch:
         requests: Iterator[Outgoing],
         width: Callable[[], int],
         most: int,
+        busy: Callable[[], None],
     ) -> None:
         self._wire = wire
         self._requests = requests
         self._width = width
+        self._busy = busy
         self._most = most
         self._answers: list[Any] = []
         self._open = 0  # requests under way
@@ -1335,6 +1340,8 @@ class _Batch:
         def done(connection: _Connection, outcome: Reply | Exception) -> None:
             if isinstance(outcome, Reply):
                 self._answers[index] = outcome
+                if outcome.status == 503:
+                    self._busy()
             elif isinstance(outcome, _Dead) and was_used and request.repeatable:
                 self._lanes.discard(connection)
                 self._opening += 1

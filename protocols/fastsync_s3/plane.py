@@ -10,6 +10,7 @@ import asyncio
 import email.utils
 import functools
 import time
+from collections import deque
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -71,6 +72,8 @@ class Pace:
         self._now = float(most)
         self._clock = clock
         self._halved = -_HALVING_S
+        self._under_way = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
 
     def width(self) -> int:
         return int(self._now)
@@ -90,6 +93,31 @@ class Pace:
     def went_well(self, answers: int) -> None:
         if self._now < self._most:
             self._now = min(self._most, self._now + answers / self._now)
+
+    async def enter(self) -> None:
+        """Wait until one more may be under way."""
+        while self._under_way >= self.width():
+            turn = asyncio.get_running_loop().create_future()
+            self._waiting.append(turn)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                self._wake()  # it may have been ours
+                raise
+        self._under_way += 1
+
+    def leave(self) -> None:
+        """One is over."""
+        self._under_way -= 1
+        self._wake()
+
+    def _wake(self) -> None:
+        free = self.width() - self._under_way
+        while self._waiting and free > 0:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                free -= 1
 
 
 class Plane:
@@ -279,7 +307,11 @@ class Plane:
         corrected = False
         while True:
             credentials = await self.control.credentials()
-            reply = await exchange(self._outgoing(call, credentials))
+            await self.pace.enter()
+            try:
+                reply = await exchange(self._outgoing(call, credentials))
+            finally:
+                self.pace.leave()
             error = self.error_of(reply, call)
             if error is None:
                 self.pace.went_well(1)
@@ -323,7 +355,8 @@ class Plane:
             for call in calls:
                 yield self._outgoing(call, credentials)
 
-        return await self.wire.ask_all(requests(), width=self.pace.width, most=most)
+        pace = self.pace
+        return await self.wire.ask_all(requests(), width=pace.width, most=most, busy=pace.throttled)
 
     async def _correct(self, reply: Reply) -> bool:
         """True when a second try makes sense."""

@@ -659,3 +659,63 @@ def test_an_end_that_is_being_heard_out(
     assert server.data("bucket", "big") == LARGE
     assert command("jobs", "clean") == (0, "", "")
     assert (server.open_uploads, jobs(command)) == ([], [])
+
+
+# -- patience --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["parts", "files"])
+def test_a_burst_of_refusals_is_answered_by_fewer_requests(
+    server: HostileS3, disk: Path, *, many: bool
+) -> None:
+    """Half as many at a time, and all of it arrives."""
+    content = noise(64 * PART)
+    for number in range(64):
+        server.put("bucket", f"many/{number}", content[:PART])
+    server.put("bucket", "one", content)
+
+    def answer(request: Request, honest: Honest) -> Response:
+        return replace(honest(request), stall_at=10, stall_s=0.05)
+
+    server.on("GetObject", faults.slow_down("1"), times=16)
+    server.on("GetObject", answer, times=None)
+    place = "s3://bucket/many/" if many else "s3://bucket/one"
+    quick = {**QUICK, "parallel_streams": 16, "recursive": True}
+    threshold = MIB if many else 0
+    summary = fastsync.cp(place, disk / "to", **{**quick, "small_file_threshold": threshold})
+    assert summary.exit_code == 0
+    refused = [seen for seen in server.seen("GetObject") if seen.status == 503]
+    later = [seen for seen in server.seen("GetObject") if seen.status != 503]
+    assert len(refused) == 16
+    begun = sorted(seen.time_s for seen in later)
+    # Those that begin within the time that one takes, a while after the burst.
+    crowd = [sum(at <= other < at + 0.04 for other in begun) for at in begun[:16]]
+    assert max(crowd) <= 12
+
+
+def test_credentials_that_expire_on_the_way_are_renewed(
+    server: HostileS3, command: Fastsync, tmp_path: Path
+) -> None:
+    """Those of a process, with hours to live by their own account: the server knows better."""
+    for number in range(40):
+        server.put("bucket", f"{number:02}", bytes([number]) * PART)
+    calls, program = tmp_path / "calls", tmp_path / "credentials"
+    told = '{"Version": 1, "AccessKeyId": "AKIA%s", "SecretAccessKey": "s3cr3ts3cr3t",'
+    told += ' "SessionToken": "t0k3nt0k3n", "Expiration": "2099-01-01T00:00:00Z"}'
+    program.write_text(f"#!/bin/sh\necho >> {calls}\nprintf '{told}' \"$(grep -c '' {calls})\"\n")
+    program.chmod(0o700)
+    (tmp_path / "aws").write_text(f"[default]\ncredential_process = {program}\n")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        del command.environ[name]
+    command.environ["AWS_CONFIG_FILE"] = str(tmp_path / "aws")
+
+    def judge(request: Request, honest: Honest) -> Response:
+        if "AKIA1/" in request.headers["authorization"]:
+            return error(400, "ExpiredToken", "The provided token has expired.")
+        return honest(request)
+
+    server.on("GetObject", judge, times=None)
+    done = command("cp", "-R", "-p", "4", "s3://bucket/", "to")
+    assert (done.code, done.stderr) == (0, "")
+    assert len(list((tmp_path / "to").iterdir())) == 40
+    assert calls.read_text().count("\n") == 2
