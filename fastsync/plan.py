@@ -158,8 +158,10 @@ class Rules:
             return False
         if self.update:
             return True
-        if self.ignore_times or self.comparison in ("size", "checksum"):
+        if self.ignore_times or self.comparison == "size":
             return False
+        if self.comparison == "checksum":
+            return entry.size is not None and entry.size == old.size
         if self.same_versions and entry.version is not None and entry.version == old.version:
             return False
         return entry.size is not None and entry.size == old.size

@@ -171,7 +171,7 @@ class ServiceCopy:
 
     def _known(self, job: CopyJob, head: Lookup, reply: Reply) -> Known | None:
         result = parse_copy(reply.body)
-        entry = completed(job.entry._replace(path=job.path, version=result.etag), head)
+        entry = completed(job.entry._replace(path=job.path, version=result.etag or None), head)
         entry = entry._replace(stored_ns=result.last_modified_ns)
         return known_of(self._sink.key_of(job.path), entry)
 
@@ -201,7 +201,9 @@ class ServiceCopy:
             for number, answer in enumerate(await plane.ask_all(calls)):
                 if isinstance(answer, FastsyncError):
                     raise as_read_error(answer, self._source.where(job.entry.path))
-                etags.append((number + 1, parse_copy(answer.body).etag, None))
+                if not (etag := parse_copy(answer.body).etag):
+                    raise IntegrityError("the server copied a part without an ETag", where=key)
+                etags.append((number + 1, etag, None))
                 progress(min(part, size - number * part))
             body = build_complete(etags)
             end = (("uploadId", upload_id),)

@@ -370,8 +370,9 @@ class Written(NamedTuple):
 
 
 def parse_copy(body: bytes) -> Written:
-    """The answer to CopyObject or UploadPartCopy. Raises Transient, as `parse_complete` does."""
-    return _written(body, "CopyObjectResult", "CopyPartResult")
+    """The answer to CopyObject or UploadPartCopy. Raises Transient, as `parse_complete` does. Without an
+    ETag ("") is what rclone says of an object copied onto itself."""
+    return _written(body, "CopyObjectResult", "CopyPartResult", needs_etag=False)
 
 
 def parse_complete(body: bytes) -> Written:
@@ -380,12 +381,12 @@ def parse_complete(body: bytes) -> Written:
     return _written(body, "CompleteMultipartUploadResult")
 
 
-def _written(body: bytes, *roots: str) -> Written:
+def _written(body: bytes, *roots: str, needs_etag: bool = True) -> Written:
     try:
         root = _answer(body, *roots)
         modified = root.get("LastModified")
         return Written(
-            unquoted(root.need("ETag")),
+            unquoted(root.need("ETag") if needs_etag else root.get("ETag") or ""),
             None if modified is None else time_ns(modified),
             _checksums(root),
             root.get("ChecksumType"),

@@ -491,7 +491,11 @@ class S3Store:
         if isinstance(head, FastsyncError):
             raise head
         hidden = ("date", "server", "connection", "accept-ranges", "x-amz-request-id", "x-amz-id-2")
-        return {name: value for name, value in head.items() if name not in hidden}
+        return {
+            name: value
+            for name, value in head.items()
+            if name not in hidden and not name.startswith("access-control-")
+        }
 
     # -- reading -------------------------------------------------------------------------------------
 

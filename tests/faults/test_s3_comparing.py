@@ -96,3 +96,20 @@ def test_a_time_alone_is_set_where_it_differs(server: HostileS3, tmp_path: Path)
     assert (summary.totals.files_skipped, summary.totals.attributes_set) == (1, 1)
     assert server.headers("bucket", "file")["x-amz-meta-mtime"]
     assert server.data("bucket", "file") == CONTENT
+
+
+@pytest.mark.parametrize("threshold", [0, 1 << 20])
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_times_that_no_listing_tells_are_the_same_all_the_same(
+    server: HostileS3, tmp_path: Path, way: str, threshold: int
+) -> None:
+    """Nothing is set where content and time are: no copy of an object onto itself, no news of it."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    (disk / "file").write_bytes(CONTENT)
+    assert fastsync.sync(disk, "s3://bucket/", **ONE).totals.files_copied == 1
+    ends: tuple[Any, Any] = (disk, "s3://bucket/")
+    settings = {**ONE, "small_file_threshold": threshold}
+    summary = fastsync.sync(*(ends if way == "up" else reversed(ends)), **settings)
+    assert (summary.totals.files_skipped, summary.totals.attributes_set) == (1, 0)
+    assert server.count("CopyObject") == 0
