@@ -349,6 +349,9 @@ class LocalStore:
                 rules.mode = options.mode and like.mode is not None
                 rules.mtime = options.mtime and like.mtime_ns is not None
                 target = Target(own, name, Names(), rules, None if left is None else left.name)
+                if left is not None and not left.is_at(os.fstat(target.fd)):
+                    target.leave()
+                    raise Changed("it is not as it was left", where=self.where(path))
             except BaseException:
                 os.close(own)
                 raise
@@ -370,9 +373,8 @@ class LocalStore:
                 upload = self._upload(path, like, options, left)
             except FastsyncError:  # gone, or nothing that a new upload would not tell better
                 return None
-            status = os.fstat(upload.fileno())
             end = max((stop for _, stop in covered), default=0)
-            if not left.is_at(status) or status.st_size < end:
+            if os.fstat(upload.fileno()).st_size < end:
                 upload.let_go()
                 return None
             for start, stop in covered:
