@@ -36,6 +36,7 @@ from fastsync.backend import (
     Sink,
     Source,
     Upload,
+    Validated,
     WriteOptions,
     WritesFromFile,
     closing,
@@ -51,6 +52,8 @@ from fastsync.workers import run_all
 
 Route: TypeAlias = Literal["within", "whole", "parts", "stream"]
 
+# How much larger and smaller than wanted parts may be that go to a file.
+TAPER: Final = 4
 # A stream's parts share the memory with parts on their way out; so many keep the way full.
 STREAM_PARTS: Final = 8
 
@@ -108,6 +111,16 @@ def parts(size: int, part_size: int) -> Iterator[tuple[int, int]]:
     """The ranges [start, stop) that cover a file exactly once, in order; none for an empty file."""
     for start in range(0, size, part_size):
         yield start, min(start + part_size, size)
+
+
+def tapering(start: int, stop: int, part_size: int, streams: int) -> Iterator[tuple[int, int]]:
+    """Ranges [start, stop) around that size: large ones first, for fewer pauses between requests, and small
+    ones last, so that all streams have work to the end."""
+    least = -(-part_size // TAPER)
+    while start < stop:
+        length = max(least, min((stop - start) // (2 * streams), part_size * TAPER))
+        yield start, min(start + length, stop)
+        start += length
 
 
 async def transfer(
@@ -224,11 +237,7 @@ class _Move:
                 and offers(upload, WritesFromFile)
             ):
                 self.file = await source.open_file(self.entry)
-            ranges = [
-                (start + low, start + high)
-                for start, stop in gaps(size, self.trace.done)
-                for low, high in parts(stop - start, part_size)
-            ]
+            ranges = self._ranges(size, part_size)
             if len(ranges) == 1:
                 await self._part(*ranges[0])
             elif ranges:
@@ -242,6 +251,21 @@ class _Move:
         finally:
             if self.file is not None:
                 self.file.close()
+
+    def _ranges(self, size: int, part_size: int) -> list[tuple[int, int]]:
+        """What is still to be moved. Where a part that breaks off goes on, and none is held in memory, they
+        need not be of one size."""
+        missing = gaps(size, self.trace.done)
+        streams = self.lanes.streams.limit
+        is_long = size >= TAPER * part_size * streams
+        is_free = offers(self.download, Validated) and self.download.validator is not None
+        if is_long and is_free and offers(self.upload, LocalUpload):
+            return [one for gap in missing for one in tapering(*gap, part_size, streams)]
+        return [
+            (start + low, start + high)
+            for start, stop in missing
+            for low, high in parts(stop - start, part_size)
+        ]
 
     async def _part(self, start: int, stop: int) -> None:
         once = _Once(self.progress, self.trace, start)

@@ -37,7 +37,7 @@ from fastsync.errors import (
 )
 from fastsync.location import parse
 from fastsync.testing import BareMemoryBackend, Box, MemoryBackend
-from fastsync.transfer import Lanes, choose_route, part_size_for, parts, transfer
+from fastsync.transfer import Lanes, choose_route, part_size_for, parts, tapering, transfer
 from fastsync_local.backend import LocalBackend
 
 KIB, MIB, GIB, TIB = (1 << shift for shift in (10, 20, 30, 40))
@@ -587,3 +587,14 @@ def test_reads_fit_into_the_least_budget() -> None:
     from fastsync.settings import SETTINGS
 
     assert SETTINGS["buffer_size"].kind.least >= 2 * READ_BUFFER
+
+
+@pytest.mark.parametrize("streams", [1, 4, 16])
+@pytest.mark.parametrize(("start", "stop"), [(0, 1000), (7, 8), (100, 10_000), (5, 5)])
+def test_tapering_parts(start: int, stop: int, streams: int) -> None:
+    ranges = list(tapering(start, stop, 64, streams))
+    lengths = [high - low for low, high in ranges]
+    assert [low for low, _ in ranges] == [start, *(high for _, high in ranges)][: len(ranges)]
+    assert sum(lengths) == stop - start
+    assert all(16 <= length <= 256 for length in lengths[:-1])
+    assert lengths[:-1] == sorted(lengths[:-1], reverse=True)
