@@ -7,6 +7,7 @@ parts arrive, with how far they came. Whoever wants to write the same version to
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
@@ -32,6 +33,7 @@ Range: TypeAlias = tuple[int, int]
 
 # A killed process loses what it did in that time, and what a part has not reported yet.
 _WRITE_DOWN_AFTER_S: Final = 0.5
+_SETTLED_NS: Final = 2_000_000_000
 # After these, what was written is wrong, or in the way.
 _POINTLESS: Final = (Changed, IntegrityError, DestinationFull)
 
@@ -106,10 +108,17 @@ def version_of(
 ) -> Version | None:
     """The version that is read, None where a later process could not tell it from another."""
     validator: str | None = None
-    if download is not None and offers(download, Validated):
+    if download is None:
+        if (
+            offers(source, LocalFiles)
+            and offers(sink, ResumesUploads)
+            and entry.mtime_ns is not None
+        ):
+            age_ns = time.time_ns() - entry.mtime_ns
+            # A file that was written to just now may be written to again within the same tick.
+            validator = f"mtime {entry.mtime_ns}" if age_ns > _SETTLED_NS else None
+    elif offers(download, Validated):
         validator = download.validator
-    elif offers(source, LocalFiles) and offers(sink, ResumesUploads):
-        validator = f"mtime {entry.mtime_ns}"
     if validator is None or entry.size is None:
         return None
     return Version(str(source.location.child(entry.path)), validator, entry.size)

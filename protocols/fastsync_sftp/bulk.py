@@ -347,7 +347,8 @@ def _read_error(file: RemoteFile, kind: int, body: Any) -> FastsyncError:
 
 
 class Writing(Transfer):
-    """A range being written, from memory or, by way of `Disk`, from a local file."""
+    """A range being written, from memory or, by way of `Disk`, from a local file. Blocks end in any order;
+    progress is told of what is there without a gap."""
 
     def __init__(
         self,
@@ -361,6 +362,16 @@ class Writing(Transfer):
         super().__init__(file, start, stop, block)
         self._fetch = fetch
         self._progress = progress
+        self._reached = start
+        self._beyond: dict[int, int] = {}  # blocks after a gap, by where they begin: where they end
+
+    def _written(self, start: int, stop: int) -> None:
+        self._beyond[start] = stop
+        before = self._reached
+        while (reached := self._beyond.pop(self._reached, None)) is not None:
+            self._reached = reached
+        if self._reached > before:
+            self._progress(self._reached - before)
 
     def _send(self, session: Session, start: int, stop: int) -> None:
         length = stop - start
@@ -370,7 +381,7 @@ class Writing(Transfer):
                 if self._error is None:
                     self._error = packets.error_of((kind, body)).at(self.file.where)
             else:
-                self._progress(length)
+                self._written(start, stop)
             self._leave(session, length)
 
         def fetched(data: Any) -> None:

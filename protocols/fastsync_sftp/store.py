@@ -34,9 +34,7 @@ from fastsync_sftp.listing import Listing, entry_of
 from fastsync_sftp.names import join, split, temporary_name
 from fastsync_sftp.packets import (
     CLOSE,
-    CREATE,
     FOR_READING,
-    FOR_WRITING,
     LSTAT,
     NO_SUCH_FILE,
     OK,
@@ -46,12 +44,12 @@ from fastsync_sftp.packets import (
     SETSTAT,
     STAT,
 )
-from fastsync_sftp.placing import explain, mode_for
+from fastsync_sftp.placing import mode_for
 from fastsync_sftp.pool import Pool
-from fastsync_sftp.scripts import Script, Stopped, run
+from fastsync_sftp.scripts import Script, run
 from fastsync_sftp.session import Session
-from fastsync_sftp.small import must_be_version, open_new, read_file, write_file
-from fastsync_sftp.upload import SftpUpload
+from fastsync_sftp.small import must_be_version, read_file, write_file
+from fastsync_sftp.upload import Left, SftpUpload, begin, go_on
 
 T = TypeVar("T")
 J = TypeVar("J", WholeJob, CopyJob)
@@ -308,11 +306,52 @@ class SftpStore:
             await upload.abort()
 
         try:
-            await run(session, lambda s: _begin(s, upload, like, options), undo)
+            await run(session, lambda s: begin(s, upload, like, options), undo)
         except FastsyncError as error:
             error.at(self.where(path))
             raise
         return upload
+
+    async def resume_upload(
+        self,
+        ticket: str,
+        path: str,
+        like: Entry,
+        options: WriteOptions,
+        covered: Sequence[tuple[int, int]],
+    ) -> SftpUpload | None:
+        """See `ResumesUploads.resume_upload`."""
+        left = Left.read(ticket)
+        directory, _ = split(path)
+        if left.directory != directory or options.inplace:
+            return None
+        if await self._directories.check([directory], create=False):
+            return None
+        temporary = join(join(self.root, directory), left.name)
+        target = join(self.root, path)
+        upload = SftpUpload(self.pool, temporary, target, path, like, options, self.where(path))
+        upload.resume(covered)
+        end = max((stop for _, stop in covered), default=0)
+
+        async def undo(_: bool) -> None:
+            await upload.leave()
+
+        is_there = await run(await self.pool.session(), lambda s: go_on(s, upload, end), undo)
+        return upload if is_there else None
+
+    async def drop_upload(self, ticket: str) -> None:
+        """See `DropsUploads.drop_upload`."""
+        left = Left.read(ticket)
+        if await self._directories.check([left.directory], create=False):
+            return  # the directory is gone, or is no longer the one we wrote into
+        path = join(join(self.root, left.directory), left.name)
+
+        def remove(_: Session) -> Script[None]:
+            (reply,) = yield [packets.on_path(REMOVE, path)]
+            if packets.status_of(reply) != NO_SUCH_FILE:
+                packets.must_be_ok(reply)
+
+        await self.pool.run(remove)
 
     async def write_whole(
         self, jobs: Sequence[WholeJob], options: WriteOptions
@@ -583,29 +622,3 @@ def _open_version(path: bytes, entry: Entry, follow: bool) -> Script[bytes]:
         yield [packets.request(CLOSE, handle)]
         raise
     return handle
-
-
-def _begin(
-    session: Session, upload: SftpUpload, like: Entry, options: WriteOptions
-) -> Script[None]:
-    """Open the file that an upload writes to."""
-    target, temporary = upload.target, upload.temporary
-    if options.inplace:
-        (look,) = yield [packets.on_path(LSTAT, target)]
-        if look[0] == packets.ATTRS and packets.must_be_attributes(look).kind != "file":
-            raise Conflict("something that is no regular file stands there")
-        upload.write_in_place()
-        (reply,) = yield [packets.open_file(target, FOR_WRITING | CREATE)]
-    else:
-        look, reply = yield [packets.on_path(LSTAT, target), open_new(temporary, like, options)]
-    try:
-        handle = packets.must_be_handle(reply)
-    except FastsyncError as error:
-        raise (yield from explain(session, error, target)) from error
-    try:
-        if look[0] == packets.ATTRS and packets.must_be_attributes(look).kind == "dir":
-            raise Conflict("a directory stands there")
-    except (FastsyncError, Stopped):
-        yield [packets.request(CLOSE, handle), packets.on_path(REMOVE, temporary)]
-        raise
-    upload.file.adopt(session, handle)

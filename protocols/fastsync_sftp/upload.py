@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from fastsync.backend import Buffer, Entry, Progress, WriteOptions
-from fastsync.errors import FastsyncError, IntegrityError, NotFound
+from fastsync.errors import Conflict, FastsyncError, IntegrityError, NotFound, UsageError
+from fastsync.names import safe_parts
 from fastsync_sftp import packets
 from fastsync_sftp.bulk import RemoteFile, Writing, from_file, from_memory
-from fastsync_sftp.packets import CLOSE, FOR_WRITING, FSTAT, LSTAT, REMOVE
+from fastsync_sftp.names import TEMPORARY
+from fastsync_sftp.packets import CLOSE, CREATE, FOR_WRITING, FSTAT, LSTAT, REMOVE
 from fastsync_sftp.placing import Finish, explain, mode_for, replace
 from fastsync_sftp.pool import Pool
-from fastsync_sftp.scripts import Script
+from fastsync_sftp.scripts import Script, Stopped
 from fastsync_sftp.session import Session
+from fastsync_sftp.small import open_new
+
+
+class Left(NamedTuple):
+    """A file that an upload left behind: its directory below the root, and its temporary name."""
+
+    directory: str
+    name: str
+
+    @classmethod
+    def read(cls, ticket: str) -> Left:
+        """What a ticket says. Raises UsageError for one that is not ours, NameRefused."""
+        try:
+            left = cls(*json.loads(ticket))
+            if TEMPORARY.fullmatch(left.name.encode()) is None:
+                raise ValueError(left.name)
+            if left.directory:
+                safe_parts(left.directory)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UsageError("not the ticket of a file at an SFTP server") from error
+        return left
 
 
 class SftpUpload:
@@ -41,6 +65,20 @@ class SftpUpload:
         self._covered: list[tuple[int, int]] = []
         self._is_over = False
         self._may_be_placed = False
+        self._left: Left | None = None
+        if options.resumable and not options.inplace:
+            name = temporary.rpartition(b"/")[2].decode()
+            self._left = Left(path.rpartition("/")[0], name)
+
+    @property
+    def ticket(self) -> str | None:
+        """See `LeavesTraces.ticket`."""
+        return None if self._left is None else json.dumps(self._left)
+
+    def resume(self, covered: Sequence[tuple[int, int]]) -> None:
+        """These ranges were written by an earlier process."""
+        for start, stop in covered:
+            self._cover(start, stop)
 
     def write_in_place(self) -> None:
         """There is no other name: whoever looks sees the file change."""
@@ -100,6 +138,7 @@ class SftpUpload:
             error.at(self._where)
             raise
         self._is_over = True
+        self._left = None
         self.file.close()
         like, options = self._like, self._options
         mtime_ns = like.mtime_ns if options.mtime else None
@@ -159,7 +198,60 @@ class SftpUpload:
         try:
             await self._pool.run(self._remove)
         except FastsyncError:
-            return  # the server is out of reach; the name says whose it is
+            return  # the server is out of reach; the name says whose it is, the ticket where it is
+        self._left = None
+
+    async def leave(self) -> None:
+        """See `Leavable.leave`."""
+        self._is_over = True
+        self.file.close()
 
     def _remove(self, session: Session) -> Script[None]:
         yield [packets.on_path(REMOVE, self.temporary)]
+
+
+def go_on(session: Session, upload: SftpUpload, end: int) -> Script[bool]:
+    """Open the file that an upload of an earlier process has left; False if it is not there as it was,
+    with `end` bytes or more and nobody else allowed to write to it."""
+    look, reply = yield [
+        packets.on_path(LSTAT, upload.temporary),
+        packets.open_file(upload.temporary, FOR_WRITING),
+    ]
+    try:
+        handle = packets.must_be_handle(reply)
+    except NotFound:
+        return False
+    try:
+        now = packets.must_be_attributes(look)
+        is_ours = now.kind == "file" and not (now.mode or 0) & 0o022
+        if is_ours and now.size is not None and now.size >= end:
+            upload.file.adopt(session, handle)
+            return True
+    except NotFound:
+        pass
+    yield [packets.request(CLOSE, handle)]
+    return False
+
+
+def begin(session: Session, upload: SftpUpload, like: Entry, options: WriteOptions) -> Script[None]:
+    """Open the file that an upload writes to."""
+    target, temporary = upload.target, upload.temporary
+    if options.inplace:
+        (look,) = yield [packets.on_path(LSTAT, target)]
+        if look[0] == packets.ATTRS and packets.must_be_attributes(look).kind != "file":
+            raise Conflict("something that is no regular file stands there")
+        upload.write_in_place()
+        (reply,) = yield [packets.open_file(target, FOR_WRITING | CREATE)]
+    else:
+        look, reply = yield [packets.on_path(LSTAT, target), open_new(temporary, like, options)]
+    try:
+        handle = packets.must_be_handle(reply)
+    except FastsyncError as error:
+        raise (yield from explain(session, error, target)) from error
+    try:
+        if look[0] == packets.ATTRS and packets.must_be_attributes(look).kind == "dir":
+            raise Conflict("a directory stands there")
+    except (FastsyncError, Stopped):
+        yield [packets.request(CLOSE, handle), packets.on_path(REMOVE, temporary)]
+        raise
+    upload.file.adopt(session, handle)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from sshd import SFTP_SERVERS, Sshd, running_sshd
+
+from fastsync.journal import Journal
 
 if TYPE_CHECKING:
     from tests.conftest import Fastsync, Picture, Plant, Spec
@@ -152,3 +156,69 @@ def test_a_server_that_sets_no_attributes(
     assert "sets no times and modes" in done.stderr
     assert (tmp_path / "there/29").read_text() == "29"
     assert (tmp_path / "there/large").stat().st_size == 25_000_000
+
+
+Started = Callable[..., "subprocess.Popen[bytes]"]
+Eventually = Callable[[Callable[[], object]], None]
+
+
+@pytest.fixture
+def cut_off(
+    fastsync: Fastsync, started: Started, eventually: Eventually, flags: list[str], sshd: Sshd
+) -> Callable[[Path, Path, int], tuple[str, ...]]:
+    """Begins an upload, ends the process when it is under way, and tells its arguments."""
+
+    def cut_off(source: Path, target: Path, number: int) -> tuple[str, ...]:
+        source.write_bytes(os.urandom(4 << 20))
+        os.utime(source, (1_000_000_000, 1_000_000_000))
+        target.parent.mkdir()
+        arguments = ("cp", *flags, "--chunk-size", "256K", "-p", "2", str(source), sshd.url(target))
+        process = started(*arguments, "--bwlimit", "400K")
+        journal = Path(fastsync.environ["HOME"]) / ".local/state/fastsync"
+
+        def has_begun() -> bool:
+            with contextlib.closing(Journal(str(journal))) as noted:
+                return any(record.ranges for record in noted.records())
+
+        eventually(has_begun)
+        process.send_signal(number)
+        process.wait(20)
+        return arguments
+
+    return cut_off
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_an_upload_goes_on_in_a_later_run(
+    fastsync: Fastsync,
+    cut_off: Callable[[Path, Path, int], tuple[str, ...]],
+    tmp_path: Path,
+    number: int,
+) -> None:
+    """What is there is not sent again, though blocks arrive in any order: the same file is finished."""
+    source, target = tmp_path / "large", tmp_path / "there/large"
+    arguments = cut_off(source, target, number)
+    (left,) = target.parent.iterdir()
+    inode = left.stat().st_ino
+    assert fastsync(*arguments) == (0, "", "")
+    assert target.read_bytes() == source.read_bytes()
+    assert target.stat().st_ino == inode
+    assert [target] == list(target.parent.iterdir())
+
+
+def test_another_version_is_not_gone_on_with(
+    fastsync: Fastsync, cut_off: Callable[[Path, Path, int], tuple[str, ...]], tmp_path: Path
+) -> None:
+    source, target = tmp_path / "large", tmp_path / "there/large"
+    arguments = cut_off(source, target, signal.SIGKILL)
+    source.write_bytes(os.urandom(4 << 20))
+    assert fastsync(*arguments) == (0, "", "")
+    assert target.read_bytes() == source.read_bytes()
+
+
+def test_what_an_upload_left_is_dropped(
+    fastsync: Fastsync, cut_off: Callable[[Path, Path, int], tuple[str, ...]], tmp_path: Path
+) -> None:
+    cut_off(tmp_path / "large", tmp_path / "there/large", signal.SIGKILL)
+    assert fastsync("jobs", "clean").code == 0
+    assert list((tmp_path / "there").iterdir()) == []
