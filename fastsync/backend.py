@@ -494,6 +494,43 @@ class SetsAttributes(Protocol):
 
 
 @runtime_checkable
+class KeepsXattrs(Protocol):
+    """A store in which files and directories have extended attributes; ACLs may be among them."""
+
+    async def read_xattrs(
+        self, entries: Sequence[Entry]
+    ) -> list[Mapping[str, bytes] | FastsyncError]:
+        """Those that a copy may keep; the answer has one item per entry."""
+        ...
+
+    async def write_xattrs(
+        self, jobs: Sequence[tuple[str, Mapping[str, bytes]]]
+    ) -> list[FastsyncError | None]:
+        """Give each path exactly these; the answer has one item per job. "" is the location itself."""
+        ...
+
+
+@runtime_checkable
+class TellsHardLinks(Protocol):
+    """A source that knows which names are of one file."""
+
+    async def link_identities(self, entries: Sequence[Entry]) -> list[str | None]:
+        """What the names of a file have in common; None for a file with one name, and where it cannot
+        be told."""
+        ...
+
+
+@runtime_checkable
+class MakesHardLinks(Protocol):
+    """A sink in which a file may have several names."""
+
+    async def make_hard_links(self, pairs: Sequence[tuple[str, str]]) -> list[FastsyncError | None]:
+        """Make each second path another name of the first, in the place of what stands there; the answer
+        has one item per pair."""
+        ...
+
+
+@runtime_checkable
 class Hashes(Protocol):
     """A store that can tell a file's digest cheaper than sending its bytes."""
 

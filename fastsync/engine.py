@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, TypeAlias
@@ -26,11 +26,14 @@ from fastsync.backend import (
     Entry,
     KeepsDirectories,
     KeepsLinks,
+    KeepsXattrs,
     LocalFiles,
+    MakesHardLinks,
     ReadsWhole,
     SetsAttributes,
     Sink,
     Source,
+    TellsHardLinks,
     WholeJob,
     WriteOptions,
     WritesWhole,
@@ -108,7 +111,8 @@ class Work:
     file needs once both sides have told all they know of it. `yields` means that a file that somebody
     else wrote meanwhile is one to skip. A work that is `last` in its place waits for the works before it,
     so that what it brings stays. `reads_content` compares by reading, whatever the stores can tell.
-    What would be overwritten or deleted is copied to `backup` first, if there is one.
+    What would be overwritten or deleted is copied to `backup` first, if there is one. `xattrs` keeps
+    extended attributes, `hard_links` names of one file together, both of stores that know of them.
     """
 
     source: Source
@@ -126,6 +130,8 @@ class Work:
     last: bool = False
     reads_content: bool = False
     backup: Sink | None = None
+    xattrs: bool = False
+    hard_links: bool = False
 
     def target(self, path: str) -> str:
         """The path at the destination of a source's path."""
@@ -175,6 +181,10 @@ class _Run:
     small: int = 0
     copies: _Batch = field(default_factory=_Batch)
     verifies: _Batch = field(default_factory=_Batch)
+    extras: Spool[Action] = field(default_factory=Spool)  # whose extended attributes are looked at
+    # The first name of each file with several, at the destination, and the copies that become links.
+    leaders: dict[str, str] = field(default_factory=dict)
+    names: Spool[tuple[str, Action]] = field(default_factory=Spool)
     unsettled: _Batch = field(default_factory=_Batch)
 
     def __post_init__(self) -> None:
@@ -186,8 +196,11 @@ class _Run:
         self.compares_whole = reads_whole and not knows_digests
 
     def close(self) -> None:
-        for spool in (self.deletes, self.later, self.finish):
-            spool.close()
+        self.deletes.close()
+        self.later.close()
+        self.finish.close()
+        self.extras.close()
+        self.names.close()
 
 
 class Engine:
@@ -251,10 +264,14 @@ class Engine:
             self._tally.totals.scanning = False
             await self._pool.drain()
             for run in runs:
+                await self._link_names(run)
+            for run in runs:
                 await self._delete(run)
             for run in runs:
                 await self._later(run)
             await self._pool.drain()
+            for run in runs:
+                await self._keep_xattrs(run)
             for run in runs:
                 await self._finish(run)
         finally:
@@ -298,6 +315,11 @@ class Engine:
                 run.deletes.extend(page.deletes)
                 run.later.extend(page.later)
                 run.finish.extend(page.finish)
+                if work.xattrs:
+                    seen = (*page.now, *page.later, *page.skips)
+                    run.extras.extend([each for each in seen if each.entry.kind in ("file", "dir")])
+                if work.hard_links:
+                    page.now = await self._lead(run, page.now, page.skips)
                 await self._start(run, page.now)
         await self._flush(run)
 
@@ -503,6 +525,73 @@ class Engine:
             for action in page:
                 self._failed(run, action, Conflict("what stands in its way was not deleted"))
         await self._flush(run)
+
+    async def _lead(
+        self, run: _Run, actions: Sequence[Action], skips: Sequence[Action]
+    ) -> list[Action]:
+        """The actions but for copies of further names of a file, which become links to the first."""
+        source = run.work.source
+        if not offers(source, TellsHardLinks) or not offers(run.work.sink, MakesHardLinks):
+            return list(actions)
+        files = [each for each in (*skips, *actions) if each.entry.kind == "file"]
+        identities = await source.link_identities([action.entry for action in files])
+        followers = set()
+        for action, identity in zip(files, identities, strict=True):
+            if identity is None:
+                continue
+            path = run.work.target(action.path)
+            leader = run.leaders.setdefault(identity, path)
+            if leader != path and action.step in ("copy", "verify", "settle"):
+                followers.add(action.path)
+                run.names.extend([(leader, action)])
+        return [action for action in actions if action.path not in followers]
+
+    async def _link_names(self, run: _Run) -> None:
+        """Make further names of files whose first name is there by now."""
+        work, sink = run.work, run.work.sink
+        for page in run.names.pages():
+            actions = [action._replace(step="copy") for _, action in page]
+            for _ in actions:
+                self._tally.planned(0)
+            if self._dry_run or self._fatal is not None or not offers(sink, MakesHardLinks):
+                errors: Sequence[FastsyncError | None] = [self._fatal] * len(page)
+            else:
+                safe = {each.path for each in await self._backed_up(run, actions)}
+                page = [pair for pair in page if pair[1].path in safe]
+                actions = [action for action in actions if action.path in safe]
+                pairs = [(leader, work.target(action.path)) for leader, action in page]
+                errors = await sink.make_hard_links(pairs)
+            for action, error in zip(actions, errors, strict=True):
+                if error is None:
+                    self._done(run, action._replace(entry=action.entry._replace(size=0)))
+                elif self._fatal is None:
+                    await self._copy_one(run, action)  # the first name may have failed
+                else:
+                    self._failed(run, action, error)
+
+    async def _keep_xattrs(self, run: _Run) -> None:
+        """Give what was copied, or is there already, the extended attributes of its source."""
+        source, sink = run.work.source, run.work.sink
+        if self._dry_run or not (offers(source, KeepsXattrs) and offers(sink, KeepsXattrs)):
+            return
+        target = run.work.target
+        for page in run.extras.pages():
+            for start in range(0, len(page), BATCH_FILES):
+                some = page[start : start + BATCH_FILES]
+                found = await source.read_xattrs([action.entry for action in some])
+                jobs: list[tuple[str, Mapping[str, bytes]]] = []
+                whose: list[Action] = []
+                for action, one in zip(some, found, strict=True):
+                    if not isinstance(one, FastsyncError):
+                        jobs.append((target(action.path), one))
+                        whose.append(action)
+                    elif not isinstance(one, NotFound):
+                        self._failed(run, action._replace(step="attributes"), one)
+                answers = await sink.write_xattrs(jobs)
+                for action, answer in zip(whose, answers, strict=True):
+                    # What is not there has failed already.
+                    if answer is not None and not isinstance(answer, NotFound):
+                        self._failed(run, action._replace(step="attributes"), answer)
 
     async def _finish(self, run: _Run) -> None:
         write = dataclasses.replace(run.work.write, mtime=run.work.directory_times)

@@ -171,7 +171,7 @@ class Rules:
         if entry.mode is not None and old.mode is not None:
             if (entry.mode ^ old.mode) & self.mode_mask:
                 return True
-        if self.owner and entry.owner is not None and entry.owner != old.owner:
+        if self.owner and None not in (entry.owner, old.owner) and entry.owner != old.owner:
             return True
         return times and not self.same_time(entry, old)
 

@@ -162,6 +162,8 @@ class Settings:
         choice("keep", "follow", "skip"),
         "symbolic links: copy them, what they point to, or neither",
     )
+    xattrs: bool = _setting(False, SWITCH, "keep extended attributes, ACLs among them")
+    hard_links: bool = _setting(False, SWITCH, "names of one file are names of one copy, too")
     sparse: bool = _setting(False, SWITCH, "keep holes in files")
     preserve_special: bool = _setting(False, SWITCH, "keep setuid, setgid and sticky bits")
 

@@ -18,11 +18,14 @@ from fastsync.backend import (
     Fault,
     KeepsDirectories,
     KeepsLinks,
+    KeepsXattrs,
+    MakesHardLinks,
     Page,
     ScanOptions,
     SetsAttributes,
     Sink,
     Source,
+    TellsHardLinks,
     WriteOptions,
     closing,
     offers,
@@ -85,7 +88,10 @@ def rules_for(request: Request, chosen: Filter, source: Source, sink: Sink) -> R
         existing=settings.existing,
         delete=settings.delete,
         delete_excluded=settings.delete_excluded,
-        show_skips=request.observer.wants_skips or settings.manifest is not None,
+        show_skips=request.observer.wants_skips
+        or settings.manifest is not None
+        or settings.xattrs
+        or settings.hard_links,
         completes=(offers(source, CompletesEntries), offers(sink, CompletesEntries)),
         same_versions=versions is not None and versions == sink.limits.content_versions,
         flat=source.limits.raw_names and isinstance(sink, KeepsDirectories),
@@ -386,7 +392,22 @@ async def tree(
         decide=_settled(rules),
         yields=settings.ignore_existing,
         backup=backup,
+        xattrs=_kept(request, settings.xattrs, KeepsXattrs, source, sink),
+        hard_links=_kept(request, settings.hard_links, TellsHardLinks, source)
+        and _kept(request, settings.hard_links, MakesHardLinks, sink),
     )
+
+
+def _kept(request: Request, is_asked: bool, ability: type, *stores: Source) -> bool:
+    """Whether all of the stores know what is asked for; that one does not is worth a note."""
+    if not is_asked:
+        return False
+    lacking = next((store for store in stores if not isinstance(store, ability)), None)
+    if lacking is not None:
+        what = "keeps no extended attributes" if ability is KeepsXattrs else "tells no hard links"
+        what = "makes no hard links" if ability is MakesHardLinks else what
+        request.observer.note(f"{lacking.location.scheme}:// {what}")
+    return lacking is None
 
 
 def _settled(rules: Rules) -> Decide:
@@ -453,6 +474,7 @@ def _files(
         differ=rules.attributes_differ,
         decide=_settled(rules),
         yields=request.settings.ignore_existing,
+        xattrs=_kept(request, request.settings.xattrs, KeepsXattrs, source, sink),
     )
 
 

@@ -30,6 +30,7 @@ MORE_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "recursive": ("-R",),
     "archive": ("-a",),
     "sparse": ("-S",),
+    "xattrs": ("-X",),
     "resume": ("-r",),
     "progress": ("-P",),
     "dry_run": ("-n",),

@@ -8,7 +8,7 @@ import functools
 import os
 import stat
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from fastsync.backend import (
@@ -40,6 +40,7 @@ from fastsync.errors import (
     from_os_error,
 )
 from fastsync.location import Location
+from fastsync_local import extras
 from fastsync_local.copying import (
     Rules,
     SourceChanged,
@@ -564,6 +565,52 @@ class LocalStore:
                 os.close(fd)
 
         return await self._each(jobs, lambda job: job.path, one)
+
+    # -- what few copies ask for ---------------------------------------------------------------------
+
+    async def read_xattrs(
+        self, entries: Sequence[Entry]
+    ) -> list[Mapping[str, bytes] | FastsyncError]:
+        """See `KeepsXattrs.read_xattrs`."""
+        found: dict[str, Mapping[str, bytes]] = {}
+
+        def one(held: HeldDirectories, entry: Entry) -> None:
+            found[entry.path] = extras.read_xattrs(held, entry.path)
+
+        errors = await self._each(entries, lambda entry: entry.path, one)
+        return [
+            found[entry.path] if error is None else error
+            for entry, error in zip(entries, errors, strict=True)
+        ]
+
+    async def write_xattrs(
+        self, jobs: Sequence[tuple[str, Mapping[str, bytes]]]
+    ) -> list[FastsyncError | None]:
+        """See `KeepsXattrs.write_xattrs`."""
+
+        def one(held: HeldDirectories, job: tuple[str, Mapping[str, bytes]]) -> None:
+            extras.write_xattrs(held, *job)
+
+        return await self._each(jobs, lambda job: job[0], one)
+
+    async def link_identities(self, entries: Sequence[Entry]) -> list[str | None]:
+        """See `TellsHardLinks.link_identities`."""
+        found: dict[str, str | None] = {}
+
+        def one(held: HeldDirectories, entry: Entry) -> None:
+            found[entry.path] = extras.link_identity(held, entry.path)
+
+        await self._each(entries, lambda entry: entry.path, one)
+        return [found.get(entry.path) for entry in entries]
+
+    async def make_hard_links(self, pairs: Sequence[tuple[str, str]]) -> list[FastsyncError | None]:
+        """See `MakesHardLinks.make_hard_links`."""
+        names = Names()
+
+        def one(held: HeldDirectories, pair: tuple[str, str]) -> None:
+            extras.hard_link(held, *pair, names.new())
+
+        return await self._each(pairs, lambda pair: pair[1], one)
 
     async def _each(
         self,

@@ -15,6 +15,7 @@ from fastsync_sftp.scripts import Script, Stopped
 from fastsync_sftp.session import Session
 
 _LSETSTAT = b"lsetstat@openssh.com"
+_HARDLINK = b"hardlink@openssh.com"
 
 
 class SymlinkOrder:
@@ -72,3 +73,19 @@ def make_link(
     except (FastsyncError, Stopped):
         yield [packets.on_path(REMOVE, temporary)]
         raise
+
+
+def make_hard_link(session: Session, existing: bytes, at: bytes) -> Script[None]:
+    """Make `at` another name of `existing`. Raises Unsupported where the server knows of no such thing."""
+    if not session.has(_HARDLINK):
+        raise Unsupported("the server makes no hard links")
+    temporary = at.rpartition(b"/")[0] + b"/" + temporary_name()
+    linked = packets.extended(_HARDLINK, packets.string(existing), packets.string(temporary))
+    packets.must_be_ok((yield [linked])[0])
+    try:
+        yield from replace(session, temporary, at)
+    except (FastsyncError, Stopped):
+        yield [packets.on_path(REMOVE, temporary)]
+        raise
+    # A rename onto another name of the same file does nothing, and leaves both.
+    yield [packets.on_path(REMOVE, temporary)]

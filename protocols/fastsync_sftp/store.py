@@ -29,7 +29,7 @@ from fastsync_sftp import packets
 from fastsync_sftp.bulk import OrderedReading, Reading, RemoteFile, into_file
 from fastsync_sftp.copying import copy_file
 from fastsync_sftp.directories import Directories
-from fastsync_sftp.links import SymlinkOrder, make_link
+from fastsync_sftp.links import SymlinkOrder, make_hard_link, make_link
 from fastsync_sftp.listing import Listing, entry_of
 from fastsync_sftp.names import join, split, temporary_name
 from fastsync_sftp.packets import (
@@ -495,6 +495,17 @@ class SftpStore:
             self._directories.forget(job.path)
             at = join(self.root, job.path)
             return lambda session: make_link(session, self._symlinks, at, job.entry, options)
+
+        return await self._each(jobs, script)
+
+    async def make_hard_links(self, pairs: Sequence[tuple[str, str]]) -> list[FastsyncError | None]:
+        """See `MakesHardLinks.make_hard_links`."""
+        jobs = [CopyJob(Entry(existing, "file", None, None), path) for existing, path in pairs]
+
+        def script(job: CopyJob) -> Callable[[Session], Script[None]]:
+            safe_parts(job.entry.path)
+            existing, at = join(self.root, job.entry.path), join(self.root, job.path)
+            return lambda session: make_hard_link(session, existing, at)
 
         return await self._each(jobs, script)
 

@@ -706,8 +706,9 @@ NEWER = "skip f (destination is newer)"
         ({"mode_mask": ALL, "comparison": "size"}, file(mode=0o600), file(mtime_ns=5), SET),
         ({"mode_mask": ALL, "comparison": "newer"}, file(mode=0o600), file(mtime_ns=5), SET),
         ({"mode_mask": ALL}, file(mode=0o600, mtime_ns=5), file(), COPY_TIME),
-        ({"owner": True}, file()._replace(owner=Owner(1, 2)), file(), SET),
+        ({"owner": True}, file()._replace(owner=Owner(1, 2)), file()._replace(owner=Owner(1, 3)), SET),
         ({"owner": False}, file()._replace(owner=Owner(1, 2)), file(), SAME),
+        ({"owner": True}, file()._replace(owner=Owner(1, 2)), file(), SAME),
         ({"owner": True}, file(), file()._replace(owner=Owner(1, 2)), SAME),
         # links
         ({}, link(), None, "link f (new)"),
@@ -751,7 +752,12 @@ def test_verdicts(rules: dict[str, Any], entry: Entry, old: Entry | None, expect
         ({"directory_times": True}, directory("d"), directory("d", mtime_ns=5), True),
         ({"directory_times": True, "window_ns": 5}, directory("d"), directory("d", mtime_ns=5), False),
         ({"directory_times": True}, directory("d"), directory("d"), False),
-        ({"owner": True}, directory("d")._replace(owner=Owner(1, 2)), directory("d"), True),
+        (
+            {"owner": True},
+            directory("d")._replace(owner=Owner(1, 2)),
+            directory("d")._replace(owner=Owner(0, 2)),
+            True,
+        ),
         ({}, directory("d"), None, False),
         ({"directory_times": True}, directory("d"), None, True),
         # Made writable for us, a new directory gets the rest of its mode at the end.
