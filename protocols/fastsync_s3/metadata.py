@@ -21,6 +21,8 @@ _Reader: TypeAlias = Callable[[str], int | None]
 
 MTIME_HEADER: Final = "x-amz-meta-mtime"
 MODE_HEADER: Final = "x-amz-meta-mode"
+UID_HEADER: Final = "x-amz-meta-uid"
+GID_HEADER: Final = "x-amz-meta-gid"
 
 _SECOND: Final = 1_000_000_000  # ns
 _MAX_NS: Final = (1 << 63) - 1  # what `os.utime` and file systems can hold
@@ -39,15 +41,23 @@ class Lookup(Protocol):
 
 
 class Attributes(NamedTuple):
-    """Modification time in Unix nanoseconds and permission bits, each None where unknown."""
+    """Modification time in Unix nanoseconds, permission bits, and the numbers of user and group, each None
+    where unknown."""
 
     mtime_ns: int | None
     mode: int | None
+    uid: int | None = None
+    gid: int | None = None
 
 
 def read_attributes(headers: Lookup) -> Attributes:
     """What the metadata among the headers of a response says about the file."""
-    return Attributes(_first(headers, _TIMES), _first(headers, _MODES))
+    return Attributes(
+        _first(headers, _TIMES),
+        _first(headers, _MODES),
+        _first(headers, _USERS),
+        _first(headers, _GROUPS),
+    )
 
 
 def format_mtime(mtime_ns: int) -> str:
@@ -120,6 +130,11 @@ def _permissions(mode: int) -> int | None:
     return stat.S_IMODE(mode) if mode <= _MAX_MODE and stat.S_IFMT(mode) in _PLAIN_TYPES else None
 
 
+def _number(text: str) -> int | None:
+    """A user or group; -1, and what does not fit, would mean something else to chown."""
+    return int(text) if re.fullmatch(r"[0-9]{1,10}", text) and int(text) < (1 << 32) - 1 else None
+
+
 def _field(name: str, read: _Reader) -> _Reader:
     """Reads one of ``name:value`` pairs with "/" between them."""
     prefix = f"{name}:"
@@ -147,4 +162,15 @@ _MODES: Final = (
     ("x-amz-meta-s3cmd-attrs", _field("mode", _mode)),
     ("x-amz-meta-goog-reserved-posix-mode", _octal),
     ("x-amz-meta-permissions", _mode),
+)
+# s3fs: ``uid`` and ``gid`` in decimal; mc and s3cmd among their attributes.
+_USERS: Final = (
+    (UID_HEADER, _number),
+    ("x-amz-meta-mc-attrs", _field("uid", _number)),
+    ("x-amz-meta-s3cmd-attrs", _field("uid", _number)),
+)
+_GROUPS: Final = (
+    (GID_HEADER, _number),
+    ("x-amz-meta-mc-attrs", _field("gid", _number)),
+    ("x-amz-meta-s3cmd-attrs", _field("gid", _number)),
 )

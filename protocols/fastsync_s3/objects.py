@@ -6,13 +6,16 @@ import functools
 import re
 from typing import Final
 
-from fastsync.backend import Entry, WriteOptions
+from fastsync.backend import Entry, Owner, WriteOptions
 from fastsync.errors import Changed, FastsyncError, IntegrityError, NotFound, Overtaken, Vanished
 from fastsync.wire import Headers
 from fastsync_s3.attributes import Known
 from fastsync_s3.metadata import (
+    GID_HEADER,
     MODE_HEADER,
     MTIME_HEADER,
+    UID_HEADER,
+    Attributes,
     Lookup,
     format_mode,
     format_mtime,
@@ -76,7 +79,7 @@ def etag_of(headers: Headers) -> str | None:
 def completed(entry: Entry, headers: Lookup) -> Entry:
     """The entry with what the headers of a GET or HEAD say of the file."""
     known = read_attributes(headers)
-    return entry._replace(mtime_ns=known.mtime_ns, mode=known.mode)
+    return entry._replace(mtime_ns=known.mtime_ns, mode=known.mode, owner=_owner(known))
 
 
 def entry_of(path: str, headers: Headers) -> Entry:
@@ -93,9 +96,15 @@ def entry_of(path: str, headers: Headers) -> Entry:
         known.mode,
         None,
         etag_of(headers),
-        None,
+        _owner(known),
         http_time(headers.get("last-modified")),
     )
+
+
+def _owner(known: Attributes) -> Owner | None:
+    if known.uid is None or known.gid is None:
+        return None
+    return Owner(known.uid, known.gid)
 
 
 def known_of(key: str, entry: Entry, *, is_exact: bool = True) -> Known | None:
@@ -132,12 +141,14 @@ def write_headers(key: str, like: Entry, options: S3Options, write: WriteOptions
 
 
 def attribute_headers(like: Entry, write: WriteOptions) -> dict[str, str]:
-    """The metadata that keep a file's time and mode, as far as `write` asks for them."""
+    """The metadata that keep a file's time, mode and owner, as far as `write` asks for them."""
     headers: dict[str, str] = {}
     if write.mtime and like.mtime_ns is not None:
         headers[MTIME_HEADER] = format_mtime(like.mtime_ns)
     if write.mode and like.mode is not None:
         headers[MODE_HEADER] = format_mode(kept_mode(like.mode, write))
+    if write.owner and like.owner is not None:
+        headers[UID_HEADER], headers[GID_HEADER] = map(str, like.owner)
     return headers
 
 

@@ -151,3 +151,31 @@ def test_an_archive_keeps_owners_and_times(
                 assert (ours.st_uid, ours.st_gid) == (theirs.st_uid, theirs.st_gid), path
                 assert int(ours.st_mtime) == int(theirs.st_mtime), path
     assert int((tmp_path / "c").stat().st_mtime) == 1_000_000_000
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_an_archive_in_a_bucket_and_back(
+    fastsync: Fastsync, plant: Plant, tmp_path: Path, moto: S3Server
+) -> None:
+    source = plant(tmp_path / "a", {**TREE, "d/parts": b"p" * 20_000_000})
+    files = [path for path in sorted(source.rglob("*")) if path.is_file()]
+    for number, path in enumerate(files):
+        os.chown(path, 1000 + number, 2000 + number)
+        path.chmod(0o640)
+    fastsync.environ.update(moto.environ)
+    bucket = moto.new_bucket()
+    assert fastsync("sync", "-a", "a", f"s3://{bucket}/a") == (0, "", "")
+    head = moto.client.head_object(Bucket=bucket, Key="a/a")
+    assert (head["Metadata"]["uid"], head["Metadata"]["gid"]) == ("1000", "2000")
+    assert fastsync("sync", "-a", f"s3://{bucket}/a", "b") == (0, "", "")
+    for path in files:
+        ours, theirs = path.stat(), (tmp_path / "b" / path.relative_to(source)).stat()
+        assert (ours.st_uid, ours.st_gid, ours.st_mode, ours.st_mtime_ns) == (
+            theirs.st_uid,
+            theirs.st_gid,
+            theirs.st_mode,
+            theirs.st_mtime_ns,
+        )
+    # Without -a nobody's file becomes somebody else's.
+    assert fastsync("sync", f"s3://{bucket}/a", "c") == (0, "", "")
+    assert (tmp_path / "c/a").stat().st_uid == 0
