@@ -11,6 +11,7 @@ from fastsync.cli.places import PLACE
 from fastsync.settings import SETTINGS
 
 _OPTIONS = (
+    "json",
     *WIRE,
     *(name for name, each in SETTINGS.items() if each.place == name and each.side is None),
 )
@@ -31,10 +32,17 @@ def mkdir(places: tuple[str, ...], parents: bool, **values: Any) -> int:
     settled = resolved(values)
 
     from fastsync.api import run_mkdir
+    from fastsync.cli.render import item_json, write_text
     from fastsync.cli.run import run_to_exit
+    from fastsync.events import Item
+    from fastsync.location import parse
 
     async def make() -> int:
         await run_mkdir(places, request_for(settled))
+        if settled.settings.json:
+            for place in places:
+                made = Item("mkdir", "", "", str(parse(place)), None, "asked for")
+                write_text(item_json(made) + "\n")
         return 0
 
     return run_to_exit(make())

@@ -26,12 +26,13 @@ Examples:
     default="GET",
     help="what the link allows, GET by default",
 )
-@with_options(PLACES, rules=False)
+@with_options(("json", *PLACES), rules=False)
 def presign(place: str, expires_in: str, method: str, **values: Any) -> int:
     """Print a link that works without credentials until it expires. Whoever has it can use it."""
     settled = resolved(values)
 
     from fastsync.api import run_presign
+    from fastsync.cli.render import json_line
     from fastsync.cli.run import run_to_exit
     from fastsync.errors import UsageError
     from fastsync.values import parse_duration
@@ -42,7 +43,12 @@ def presign(place: str, expires_in: str, method: str, **values: Any) -> int:
 
     async def sign() -> int:
         request = request_for(settled)
-        click.echo(await run_presign(place, request, expires_in=seconds, method=method))
+        link = await run_presign(place, request, expires_in=seconds, method=method)
+        if settled.settings.json:
+            told = {"source": place, "url": link, "method": method}
+            expires_in = f"{seconds:.3f}s"
+            link = json_line(operation="presign", success=True, **told, expires_in=expires_in)
+        click.echo(link)
         return 0
 
     return run_to_exit(sign())

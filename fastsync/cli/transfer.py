@@ -76,7 +76,13 @@ def _explain(
         told = run(run_explain(path, *places, request_for(settled, rules), start), lambda: None)
     except Interrupted as interrupted:
         return interrupted.exit_code
-    fields = {"operation": "explain", **told._asdict(), "reason": redacted(told.reason)}
+    success = told.decision != "would fail"
+    fields = {
+        "operation": "explain",
+        "success": success,
+        **told._asdict(),
+        "reason": redacted(told.reason),
+    }
     write_text((json_line(**fields) if as_json else printable(redacted(str(told)))) + "\n")
     return told.exit_code
 
