@@ -81,8 +81,8 @@ def machines(first: int, end: float) -> None:
 
 @dataclass
 class Target:
-    """Where a killed run copies to, within `longest_s`. `there` has what arrived, `debris` what should not
-    be there."""
+    """Where a killed run copies to, within `longest_s`. `there` has what arrived, `debris` what
+    should not be there."""
 
     url: str
     options: list[str]
