@@ -76,6 +76,9 @@ WHOLE_BYTES: Final = 4 << 20
 # Entries that a store is asked about at once.
 SETTLE_FILES: Final = 512
 TICK_S: Final = 0.125
+# So many files in a row that failed for passing reasons, each with all its tries, and the run is over: it
+# would only ask a server that is down again and again.
+HOPELESS: Final = 20
 # What is told of a file that was compared, by why it was.
 _SAME: Final = {
     "checksum": "same checksum",
@@ -232,6 +235,7 @@ class Engine:
             pace=budgets.pace,
         )
         self._fatal: FastsyncError | None = None
+        self._unlucky = 0  # files in a row that failed for passing reasons
 
     @property
     def memory_peak(self) -> int:
@@ -648,6 +652,8 @@ class Engine:
         alone = actions[0] if len(actions) == 1 else None
         changed: list[Action] = []
         started = time.monotonic()
+        copied = unlucky = 0
+        last: FastsyncError | None = None
 
         async def copy(some: Sequence[Action]) -> Sequence[FastsyncError | None]:
             nonlocal started
@@ -666,6 +672,8 @@ class Engine:
                     )
 
         def done(some: Sequence[Action]) -> None:
+            nonlocal copied
+            copied += len(some)
             if alone is None and not self._tally.wants_items:
                 self._tally.copied(len(some), sum(action.entry.size or 0 for action in some))
                 return
@@ -673,10 +681,13 @@ class Engine:
                 self._done(run, action, time.monotonic() - started if alone else 0.0)
 
         def failed(action: Action, error: FastsyncError) -> None:
+            nonlocal last, unlucky
             if isinstance(error, Changed) and not is_fresh:
                 changed.append(action)
             else:
                 self._failed(run, action, error)
+                last = error
+                unlucky += error.transient
 
         is_fresh = False
         actions = await self._backed_up(run, actions)
@@ -686,6 +697,7 @@ class Engine:
             actions = [action for action in looks if action is not None]
             changed.clear()
             is_fresh = True
+        self._learn(copied, unlucky, last)
 
     async def _backed_up(self, run: _Run, actions: Sequence[Action]) -> Sequence[Action]:
         """The actions of which the old state is safe; the others have failed."""
@@ -765,9 +777,19 @@ class Engine:
             except FastsyncError as error:
                 if not error.transient or error.is_final or not self._may_retry(attempt):
                     self._failed(run, action, error)
+                    self._learn(0, error.transient, error)
                     return
                 await asyncio.sleep(backoff(attempt, error))
                 attempt += 1
+
+    def _learn(self, copied: int, unlucky: int, error: FastsyncError | None) -> None:
+        """What a call came to: when there has been nothing but bad luck for long, enough is enough."""
+        self._unlucky = 0 if copied else self._unlucky + unlucky
+        if self._unlucky >= HOPELESS and self._fatal is None and error is not None:
+            self._fatal = FastsyncError(
+                f"{self._unlucky} files in a row failed for passing reasons, at last: {error.message}",
+                hint="run the same command again later; it goes on where it stopped",
+            )
 
     async def _try_copy(self, run: _Run, action: Action) -> None:
         work = run.work
@@ -782,6 +804,7 @@ class Engine:
             path = work.target(action.path)
             entry, old, moved = action.entry, action.old, self._tally.moved
             await transfer(work.source, work.sink, entry, path, work.write, self._lanes, moved, old)
+            self._learn(1, 0, None)
             self._done(run, action, time.monotonic() - started)
 
     async def _relist(self, run: _Run, action: Action) -> Action | None:

@@ -1115,3 +1115,32 @@ async def test_reads_are_closed(bucket: World) -> None:
     await bucket.carry_out([work])
     assert closed == ["a"]
     assert aborted[0] == ["a"], "before the upload is given up"
+
+
+async def test_a_store_that_is_down_is_left_alone(world: World) -> None:
+    """After enough files in a row the rest is not tried, nothing is deleted, and the number of calls has an
+    end, however many files there are."""
+    world.have({f"{number:04}": noise(100) for number in range(3000)})
+    world.old({"gone": b"x"})
+    method = "copy_from" if world.within else "upload"
+    world.theirs.faults.always(method, Throttled("slow down"))
+    summary = await world.run(delete=True)
+    assert summary.exit_code == 1
+    assert any("in a row" in note for note in world.watcher.notes)
+    assert summary.kept is not None
+    assert "gone" in world.theirs.files()
+    assert world.theirs.faults.calls[method] < 9000  # of files in batches, each with all its tries
+    if not world.within:
+        assert summary.totals.failed < 100
+        assert world.theirs.faults.calls[method] < 600
+
+
+async def test_bad_luck_now_and_then_stops_nothing(world: World) -> None:
+    world.have({f"{number:03}": noise(100) for number in range(200)})
+    method = "copy_from" if world.within else "upload"
+    for number in range(0, 200, 3):
+        world.theirs.faults.always(method, Transient("cut"), path=f"{number:03}")
+    summary = await world.run()
+    assert summary.totals.failed == 67
+    assert summary.totals.files_copied == 133
+    assert not any("in a row" in note for note in world.watcher.notes)
