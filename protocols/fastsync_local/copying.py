@@ -23,6 +23,7 @@ from fastsync.errors import FastsyncError
 from fastsync.names import safe_parts
 from fastsync_local.held import HeldDirectories, insist
 from fastsync_local.parallel import PARALLEL_FROM, copies_plainly, in_parallel
+from fastsync_local.spelling import folds, refuse_other_spelling
 from fastsync_local.temporary import Names
 
 TYPE_CHECKING = False
@@ -281,7 +282,7 @@ def open_source(
 class Target:
     """A file being written in a held directory, under a temporary name until `finish` renames it."""
 
-    __slots__ = ("_directory", "_name", "_rules", "_temporary", "fd")
+    __slots__ = ("_directory", "_name", "_names", "_rules", "_temporary", "fd")
 
     def __init__(
         self, directory: int, name: str, names: Names, rules: Rules, left: str | None = None
@@ -289,11 +290,15 @@ class Target:
         """Begin a file, or go on with the one that was `left` under that temporary name. Raises OSError."""
         self._directory = directory
         self._name = name
+        self._names = names
         self._rules = rules
         if left is not None:
             self._temporary = left
             self.fd = os.open(left, _INPLACE & ~os.O_CREAT, dir_fd=directory)
+            names.folds = folds(directory, left)
             return
+        if rules.inplace:
+            refuse_other_spelling(directory, name)
         self._temporary = name if rules.inplace else names.new()
         while True:
             try:
@@ -304,6 +309,8 @@ class Target:
             except PermissionError:
                 self.fd = insist(directory, self._open)
                 break
+        if names.folds is None and not rules.inplace:
+            names.folds = folds(directory, self._temporary)
         if rules.inplace and not stat.S_ISREG(os.fstat(self.fd).st_mode):
             os.close(self.fd)
             raise OSError(errno.EEXIST, "something that is no regular file stands there")
@@ -314,6 +321,8 @@ class Target:
 
     def _rename(self) -> None:
         at = self._directory
+        if self._names.folds or not self._name.isascii():
+            refuse_other_spelling(at, self._name)
         os.rename(self._temporary, self._name, src_dir_fd=at, dst_dir_fd=at)
 
     def finish(self, size: int, mtime_ns: int, mode: int, owner: tuple[int, int] | None) -> None:

@@ -14,6 +14,7 @@ import threading
 
 from fastsync.errors import NameRefused
 from fastsync.names import safe_parts
+from fastsync_local.spelling import refuse_other_spelling
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -130,10 +131,18 @@ class HeldDirectories:
 
     def _enter(self, parent: int, name: str, *, create: bool) -> int:
         try:
-            return os.open(name, self._flags, dir_fd=parent)
+            fd = os.open(name, self._flags, dir_fd=parent)
         except FileNotFoundError:
             if not create:
                 raise
+        else:
+            if create:
+                try:
+                    refuse_other_spelling(parent, name)
+                except BaseException:
+                    os.close(fd)
+                    raise
+            return fd
         try:
             insist(parent, lambda: os.mkdir(name, dir_fd=parent))
         except FileExistsError:

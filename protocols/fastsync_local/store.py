@@ -515,7 +515,7 @@ class LocalStore:
             try:
                 insist(parent, lambda: os.mkdir(name, mode, dir_fd=parent))
             except FileExistsError:
-                held.get(entry.path)  # Conflict unless it is a directory
+                held.get(entry.path, create=True)  # Conflict unless it is a directory, of that name
                 if options.durable:
                     os.fsync(parent)
                 return

@@ -47,7 +47,14 @@ os.register_at_fork(after_in_child=lambda: setattr(_Own, "bits", None))
 
 
 class Names:
-    """Names that no other process takes, nor this one twice before 4096 others."""
+    """Names that no other process takes, nor this one twice before 4096 others.
+
+    `folds` is what was found out about the place they were used in: whether case makes no difference
+    there; None before anybody asked.
+    """
+
+    def __init__(self) -> None:
+        self.folds: bool | None = None
 
     def new(self) -> str:
         if _Own.bits is None:
