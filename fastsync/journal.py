@@ -23,6 +23,9 @@ from fastsync.resuming import Range, Version
 FILE: Final = "uploads.sqlite"
 _VERSION: Final = 2
 _BUSY_S: Final = 5.0
+# SQLITE_CORRUPT and SQLITE_NOTADB (sqlite.org/rescode.html): nothing in it can be relied on.
+_DAMAGED: Final = (11, 26)
+_ASIDE: Final = ".damaged"
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS uploads (
     id INTEGER PRIMARY KEY,
@@ -210,7 +213,7 @@ class Journal:
             rows = self._open().execute(
                 f"SELECT {_COLUMNS} FROM uploads {where} ORDER BY id", values
             )
-            return [_record(row) for row in rows]
+            return [record for row in rows if (record := _record(row)) is not None]
 
     def close(self) -> None:
         """Idempotent."""
@@ -251,11 +254,27 @@ class Journal:
         connection.execute(f"PRAGMA user_version = {_VERSION}")
         connection.execute("COMMIT")
 
+    def _set_aside(self) -> None:
+        """Let a new file begin; what was in this one costs no more than time."""
+        self.close()
+        with contextlib.suppress(OSError):
+            os.replace(self._path, self._path + _ASIDE)
+        for more in ("-wal", "-shm"):  # they belong to it, and would spoil the next one
+            with contextlib.suppress(OSError):
+                os.unlink(self._path + more)
+
     @contextlib.contextmanager
     def _mapped(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", None) in _DAMAGED:
+                self._set_aside()
+                raise FastsyncError(
+                    f"the journal was damaged: {error}",
+                    where=self._path,
+                    hint=f"it is set aside as {FILE}{_ASIDE}, and a new one begins",
+                ) from error
             raise FastsyncError(
                 f"the journal cannot be used: {error}",
                 where=self._path,
@@ -265,7 +284,15 @@ class Journal:
             raise from_os_error(error, self._path) from error
 
 
-def _record(row: tuple[Any, ...]) -> Record:
+def _record(row: tuple[Any, ...]) -> Record | None:
+    """A row as it was noted; None for one that nobody can have noted."""
+    try:
+        return _as_record(row)
+    except (TypeError, ValueError):
+        return None
+
+
+def _as_record(row: tuple[Any, ...]) -> Record:
     number, place, settings, path, ticket, host, boot, pid, started, noted_ns, *more = row
     process = Process(host, boot, pid, started)
     source, validator, size, ranges = more

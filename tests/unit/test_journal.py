@@ -115,8 +115,57 @@ def test_whose_process_it_is() -> None:
 def test_a_file_that_is_no_journal(folder: Path) -> None:
     folder.mkdir(parents=True)
     (folder / FILE).write_bytes(b"no database at all" * 100)
-    with pytest.raises(FastsyncError, match="journal cannot be used"):
+    with pytest.raises(FastsyncError, match="the journal was damaged"):
         Journal(str(folder)).records()
+    assert Journal(str(folder)).records() == []
+    assert (folder / f"{FILE}.damaged").exists()
+    journal = Journal(str(folder))
+    journal.note("x://y/", {}, "p", "t")
+    assert [record.ticket for record in journal.records()] == ["t"]
+    journal.close()
+
+
+def test_pages_that_are_damaged(folder: Path) -> None:
+    """Whatever the damage: an error of ours or an answer, and in the end a journal that works."""
+    for position in range(0, 12_000, 1500):
+        journal = Journal(str(folder))
+        journal.note("x://y/", {}, "p", "t" * 3000)
+        journal._open().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        journal.close()
+        with open(folder / FILE, "r+b") as file:
+            file.seek(position)
+            file.write(os.urandom(600))
+        for _ in range(3):
+            damaged = Journal(str(folder))
+            try:
+                damaged.records()
+                damaged.forget(damaged.note("x://y/", {}, "p", "t"))
+            except FastsyncError:
+                continue
+            finally:
+                damaged.close()
+        for left in folder.iterdir():
+            left.unlink()
+
+
+def test_a_later_version_is_left_alone(folder: Path) -> None:
+    journal = Journal(str(folder))
+    journal.note("x://y/", {}, "p", "t")
+    journal._open().execute("PRAGMA user_version = 99")
+    journal.close()
+    before = (folder / FILE).read_bytes()
+    with pytest.raises(FastsyncError, match="later fastsync"):
+        Journal(str(folder)).records()
+    assert (folder / FILE).read_bytes() == before
+
+
+def test_rows_that_nobody_noted(folder: Path) -> None:
+    journal = Journal(str(folder))
+    for ticket in ("spoilt", "good"):
+        journal.note("x://y/", {}, "p", ticket)
+    journal._open().execute("UPDATE uploads SET settings = '{' WHERE ticket = 'spoilt'")
+    assert [record.ticket for record in journal.records()] == ["good"]
+    journal.close()
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
