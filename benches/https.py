@@ -16,6 +16,7 @@ import random
 import re
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +25,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from measure import Command, Contender, Measurement, RunFailed, WrongResult, interleave
 from peers import Tool, default_fastsync, default_rclone, identify, quiet_environment
@@ -46,6 +49,7 @@ def main() -> int:
     if options.linkem and "LINKEM_FAR" not in os.environ:
         link = [*shlex.split(options.linkem), "--", sys.executable, *sys.argv]
         return subprocess.run(link, check=False).returncode
+    signal.signal(signal.SIGTERM, _terminate)
     os.umask(0o022)
     try:
         with tempfile.TemporaryDirectory(prefix="fastsync-bench-") as scratch:
@@ -403,6 +407,10 @@ def _make_certificate(host: str, certificate: Path, key: Path) -> None:
         raise RunFailed("openssl is not found") from exc
     if done.returncode:
         raise RunFailed(f"openssl makes no certificate: {done.stderr}")
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(143)
 
 
 if __name__ == "__main__":
