@@ -57,7 +57,7 @@ from fastsync_s3.documents import (
 from fastsync_s3.download import MOST_ASKED, S3Download, not_its_bytes, verify_parts
 from fastsync_s3.guards import guard
 from fastsync_s3.keys import check_key, is_xml_safe
-from fastsync_s3.listing import Query, RawPage, Row, has_keys, list_keys, list_level
+from fastsync_s3.listing import list_keys
 from fastsync_s3.objects import (
     as_read_error,
     check_part,
@@ -69,6 +69,7 @@ from fastsync_s3.objects import (
     write_headers,
     written,
 )
+from fastsync_s3.pages import Query, RawPage, Row, has_keys, list_level
 from fastsync_s3.plane import Call, Plane, Repeat, http_time, is_in_doubt
 from fastsync_s3.upload import S3Upload, Ticket, Wanted, abort_upload
 

@@ -16,7 +16,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fastsync.errors import AccessRefused, FastsyncError, ListingError, Transient
-from fastsync_s3.listing import Listing, Query, RawPage, Row, has_keys, list_keys, list_level
+from fastsync_s3.listing import Listing, list_keys
+from fastsync_s3.pages import Query, RawPage, Row, has_keys, list_level
 
 Fetch = Callable[[Query], Awaitable[RawPage]]
 
