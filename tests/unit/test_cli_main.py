@@ -131,7 +131,7 @@ def test_a_verb_that_exits_by_itself_does(run: Run) -> None:
         (["snyc"], "there is no verb 'snyc'; did you mean sync?"),
         (
             ["frobnicate"],
-            "there is no verb 'frobnicate'; there is cp, sync, mv, rm, ls",
+            "there is no verb 'frobnicate'; there is cp, sync, mv, rm, check, ls",
         ),
         (["a\x1b[31mb"], r"there is no verb 'a\x1b[31mb'"),
         (["--frob"], "no such option '--frob'"),
