@@ -186,7 +186,8 @@ class Limits:
     `delete_batch`: how many entries one `delete` call should carry. `conditional_writes`: a guarded write
     is checked by the store itself (`WriteOptions.guarded`). `content_versions` names the kind of
     `Entry.version` where equal versions of that kind mean equal content, in any store that has the kind.
-    `raw_names`: every name can be written, also such as no disk takes ("a//b", "dir/").
+    `raw_names`: every name can be written, also such as no disk takes ("a//b", "dir/"). `rechecks`: uploads
+    that are taken up again are `Rechecks`.
     """
 
     min_part: int = 1
@@ -199,6 +200,7 @@ class Limits:
     conditional_writes: bool = False
     content_versions: str | None = None
     raw_names: bool = False
+    rechecks: bool = False
 
 
 # Parts of one length, in a `Grid` that grows.

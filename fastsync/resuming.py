@@ -108,6 +108,7 @@ def version_of(
 ) -> Version | None:
     """The version that is read, None where a later process could not tell it from another."""
     validator: str | None = None
+    rechecks = sink.limits.rechecks
     if download is None:
         if (
             offers(source, LocalFiles)
@@ -116,7 +117,8 @@ def version_of(
         ):
             age_ns = time.time_ns() - entry.mtime_ns
             # A file that was written to just now may be written to again within the same tick.
-            validator = f"mtime {entry.mtime_ns}" if age_ns > _SETTLED_NS else None
+            is_telling = age_ns > _SETTLED_NS or rechecks
+            validator = f"mtime {entry.mtime_ns}" if is_telling else None
     elif offers(download, Validated):
         validator = download.validator
     if validator is None or entry.size is None:
@@ -226,7 +228,9 @@ def _ticket_of(upload: Upload) -> str | None:
 async def _resume(
     sink: Sink, left: Unfinished, path: str, entry: Entry, options: WriteOptions
 ) -> Upload | None:
-    if not left.ranges or not offers(sink, ResumesUploads):
+    # How far it came does not matter to who finds out by itself.
+    is_begun = left.ranges is not None and (left.ranges or sink.limits.rechecks)
+    if left.ranges is None or not is_begun or not offers(sink, ResumesUploads):
         return None
     return await sink.resume_upload(left.ticket, path, entry, options, left.ranges)
 

@@ -95,6 +95,7 @@ class S3Store:
         conditional_writes=True,
         content_versions="s3-etag",
         raw_names=True,
+        rechecks=True,
     )
 
     def __init__(
