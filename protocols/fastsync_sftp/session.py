@@ -28,9 +28,9 @@ MAX_PACKET: Final = (1 << 20) + 1024
 SAFE_BLOCK: Final = 32 << 10
 MAX_BLOCK: Final = 255 << 10
 # Bytes that may be on their way over one connection, to begin with and at least. A block is answered when
-# all of it is there, which takes TCP six round trips from the start; until then it must not run dry. And
-# where packets are lost, answers are late although the way is empty: with less than this TCP does not
-# get faster again (8 connections kept at 1 MiB filled half of 1 Gbit/s over 100 ms).
+# all of it is there, which takes TCP six round trips from the start; until then it should not run dry. And
+# where packets are lost, answers are late although the way is empty. That 2 MiB are faster than 1 MiB was
+# not shown: side by side on a busy machine the two could not be told apart (docs/PERFORMANCE.md).
 _LEAST_WINDOW: Final = 8 * MAX_BLOCK
 # An answer that takes longer than this (times the round trip, and seconds more) has waited in a queue on
 # the way: no more requests than there are, and from the second pair on fewer.
