@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     ("arguments", "told"),
     [
         (["cpy", "a", "b"], "there is no verb 'cpy'; did you mean cp?"),
-        (["frobnicate"], "there is no verb 'frobnicate'; there is cp, sync, mv, rm, ls"),
+        (["frobnicate"], "there is no verb 'frobnicate'; there is cp, sync, mv, rm, check, ls"),
         (["--verison"], "Did you mean '--version'?"),
         (["cp", "a"], "missing argument"),
         (["sync", "a"], "missing argument 'DST'"),
