@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
@@ -40,6 +41,7 @@ from fastsync.location import Location
 from fastsync.moving import run_mv
 from fastsync.ordered import CAT_DEFAULTS, cat_settings, run_cat
 from fastsync.piping import run_pipe
+from fastsync.planfile import Shard, held, run_plan, run_planned
 from fastsync.removal import run_rm
 from fastsync.session import Place, Request, Session, all_located, located
 from fastsync.tally import Summary
@@ -52,11 +54,13 @@ __all__ = [
     "async_cp",
     "async_du",
     "async_ls",
+    "async_make_plan",
     "async_mkdir",
     "async_mv",
     "async_pipe",
     "async_presign",
     "async_rm",
+    "async_run",
     "async_stat",
     "async_sync",
     "cat",
@@ -64,19 +68,23 @@ __all__ = [
     "cp",
     "du",
     "ls",
+    "make_plan",
     "mkdir",
     "mv",
     "pipe",
     "presign",
     "rm",
+    "run",
     "run_cat",
     "run_check",
     "run_cp",
     "run_du",
+    "run_file",
     "run_ls",
     "run_mkdir",
     "run_mv",
     "run_pipe",
+    "run_plan",
     "run_presign",
     "run_rm",
     "run_stat",
@@ -216,6 +224,33 @@ async def async_sync(
     return await run_sync(source, destination, _request(options, rules, observer, on_event))
 
 
+async def async_make_plan(
+    source: Place,
+    destination: Place,
+    output: str | os.PathLike[str],
+    *,
+    rules: Sequence[Rule] = (),
+    observer: Observer | None = None,
+    on_event: OnEvent | None = None,
+    **options: Any,
+) -> Summary:
+    """See `make_plan`."""
+    request = _request(options, rules, observer, on_event)
+    return await run_plan(source, destination, request, output)
+
+
+async def async_run(
+    file: str | os.PathLike[str],
+    *,
+    shard: str | None = None,
+    observer: Observer | None = None,
+    on_event: OnEvent | None = None,
+    **options: Any,
+) -> Summary:
+    """See `run`."""
+    return await run_file(file, _request(options, (), observer, on_event), shard=shard)
+
+
 async def async_mv(
     sources: Place | Sequence[Place],
     destination: Place,
@@ -316,6 +351,15 @@ async def async_presign(
     return await run_presign(place, _request(options), expires_in=expires_in, method=method)
 
 
+async def run_file(
+    file: str | os.PathLike[str], request: Request, *, shard: str | None = None
+) -> Summary:
+    """See `run`; "-" is standard input."""
+    part = None if shard is None else Shard.parse(shard)
+    with held(file) as (opened, name):
+        return await run_planned(opened, name, request, part)
+
+
 # -- as functions ------------------------------------------------------------------------------------
 
 
@@ -356,6 +400,39 @@ def sync(
     """
     about: dict[str, Any] = {"rules": rules, "observer": observer, "on_event": on_event}
     return asyncio.run(async_sync(source, destination, **about, **options))
+
+
+def make_plan(
+    source: Place,
+    destination: Place,
+    output: str | os.PathLike[str],
+    *,
+    rules: Sequence[Rule] = (),
+    observer: Observer | None = None,
+    on_event: OnEvent | None = None,
+    **options: Any,
+) -> Summary:
+    """Write what `sync` would do to the file `output`, for `run`; docs/PLANS.md describes the lines.
+    Nothing else is changed. Arguments and errors as for `sync`."""
+    about: dict[str, Any] = {"rules": rules, "observer": observer, "on_event": on_event}
+    return asyncio.run(async_make_plan(source, destination, output, **about, **options))
+
+
+def run(
+    file: str | os.PathLike[str],
+    *,
+    shard: str | None = None,
+    observer: Observer | None = None,
+    on_event: OnEvent | None = None,
+    **options: Any,
+) -> Summary:
+    """Carry out the plan in `file`; with `shard` ("2/4") only a part of it. A line of which the source or
+    the destination changed since is a failure, and the rest goes on.
+
+    Raises UsageError before anything is touched.
+    """
+    about: dict[str, Any] = {"observer": observer, "on_event": on_event}
+    return asyncio.run(async_run(file, shard=shard, **about, **options))
 
 
 def mv(

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING
 
-from fastsync.engine import Work
+from fastsync.engine import Record, Work
 from fastsync.errors import FastsyncError, IntegrityError, ListingError, Transient, UsageError
 from fastsync.events import Totals
 from fastsync.location import Location
@@ -32,11 +32,16 @@ if TYPE_CHECKING:
 
 
 async def run_sync(
-    source: Place, destination: Place, request: Request, *, reads_content: bool = False
+    source: Place,
+    destination: Place,
+    request: Request,
+    *,
+    reads_content: bool = False,
+    record: Record | None = None,
 ) -> Summary:
     """Make `destination` like `source`. `reads_content` compares contents by reading both sides, whatever
-    digests they could tell. Raises UsageError before anything is touched, ListingError when the source
-    does not exist or a listing cannot be trusted."""
+    digests they could tell; `record` writes down what a dry run would do. Raises UsageError before anything
+    is touched, ListingError when the source does not exist or a listing cannot be trusted."""
     location, target = located(source), located(destination)
     if location.is_stream or target.is_stream:
         raise UsageError("standard input and output are no trees", hint="name a directory")
@@ -71,7 +76,7 @@ async def run_sync(
         async with _manifest(settings, target) as manifest:
             if manifest is not None:
                 manifest.watch(work)
-            summary = await engine_for(session).run(_several([work]))
+            summary = await engine_for(session, record).run(_several([work]))
             if manifest is not None:
                 await manifest.write()
         summary.comparison = comparison_for(settings, store, work.sink)

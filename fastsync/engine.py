@@ -13,10 +13,18 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from fastsync.backend import (
     READ_BUFFER,
@@ -87,6 +95,25 @@ _SAME: Final = {
 }
 
 Job: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
+# One answer per action, or per entry that is to be deleted.
+Vet: TypeAlias = Callable[["Sequence[Action | Entry]"], Awaitable[Sequence[FastsyncError | None]]]
+
+
+class Record(Protocol):
+    """Writes down what a dry run would do, in the order of doing it. `entry` is the source's, None for a
+    deletion; `late` marks what waits until deletions are done."""
+
+    def __call__(
+        self,
+        work: Work,
+        operation: Operation,
+        path: str,
+        entry: Entry | None,
+        old: Entry | None,
+        reason: str,
+        *,
+        late: bool,
+    ) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +143,10 @@ class Work:
     so that what it brings stays. `reads_content` compares by reading, whatever the stores can tell.
     What would be overwritten or deleted is copied to `backup` first, if there is one. `xattrs` keeps
     extended attributes, `hard_links` names of one file together, both of stores that know of them.
+
+    `vet` is asked, right before anything is done, about each action and each entry to be deleted, and
+    answers with what speaks against it. With `vet` a work is a plan made earlier: what changed since is
+    a failure and gets no fresh look, and what waits for the end comes in the order in which it is to run.
     """
 
     source: Source
@@ -131,6 +162,7 @@ class Work:
     decide: Callable[[Entry, Entry], tuple[Step, str]] = lambda _entry, _old: ("copy", "unsettled")
     yields: bool = False
     last: bool = False
+    vet: Vet | None = None
     reads_content: bool = False
     backup: Sink | None = None
     xattrs: bool = False
@@ -216,7 +248,10 @@ class Engine:
         *,
         dry_run: bool = False,
         log: UploadLog | None = None,
+        record: Record | None = None,
     ) -> None:
+        self._record = record
+        self._is_late = False
         self._budgets = budgets
         # What may move at once.
         step = budgets.pace.step() if budgets.pace is not None else None
@@ -329,6 +364,12 @@ class Engine:
 
     async def _start(self, run: _Run, actions: Sequence[Action]) -> None:
         """Do what is quick, in order, and hand copies to the pool, waiting while it is behind."""
+        if run.work.vet is not None:
+            vetted = list(zip(actions, await run.work.vet(actions), strict=True))
+            for action, error in vetted:
+                if error is not None:
+                    self._failed(run, action, error)
+            actions = [action for action, error in vetted if error is None]
         quick: dict[Step, list[Action]] = {"mkdir": [], "link": [], "attributes": []}
         copies: list[Action] = []
         for action in actions:
@@ -484,7 +525,8 @@ class Engine:
             run.keeps_everything = True
             return
         # Backwards: children before the directory that holds them.
-        for page in run.deletes.pages_backwards():
+        is_planned = work.vet is not None
+        for page in run.deletes.pages() if is_planned else run.deletes.pages_backwards():
             for start in range(0, len(page), work.sink.limits.delete_batch):
                 await self._delete_some(run, page[start : start + work.sink.limits.delete_batch])
 
@@ -494,6 +536,9 @@ class Engine:
         def done(gone: Sequence[Entry]) -> None:
             for entry in gone:
                 place = sink.location.child(entry.path)
+                if self._record is not None:
+                    reason = "not in the source"
+                    self._record(run.work, "delete", entry.path, None, entry, reason, late=False)
                 if entry.kind == "dir":
                     self._tally.removed_directory(entry.path, place)
                 else:
@@ -506,6 +551,12 @@ class Engine:
                 return
             self._tally.failed("delete", entry.path, None, sink.location.child(entry.path), error)
 
+        if run.work.vet is not None:
+            vetted = list(zip(entries, await run.work.vet(entries), strict=True))
+            for entry, error in vetted:
+                if error is not None:
+                    failed(entry, error)
+            entries = [entry for entry, error in vetted if error is None]
         backup = run.work.backup
         if backup is not None and not self._dry_run:
             answers = await save(sink, backup, entries, run.work.write, self._lanes)
@@ -522,6 +573,7 @@ class Engine:
             )
 
     async def _later(self, run: _Run) -> None:
+        self._is_late = True
         for page in run.later.pages():
             if not run.keeps_everything:
                 await self._start(run, page)
@@ -600,7 +652,8 @@ class Engine:
     async def _finish(self, run: _Run) -> None:
         write = dataclasses.replace(run.work.write, mtime=run.work.directory_times)
         # Backwards: a directory that ends without write permission must not lock out its children.
-        for page in run.finish.pages_backwards():
+        is_planned = run.work.vet is not None
+        for page in run.finish.pages() if is_planned else run.finish.pages_backwards():
             if run.refused:
                 page = [each for each in page if not (each.path + "/").startswith(run.refused)]
             if run.unlisted:
@@ -610,13 +663,18 @@ class Engine:
 
     async def _finish_root(self, run: _Run, write: WriteOptions) -> None:
         root, sink = run.work.root, run.work.sink
-        if root is None or self._dry_run or self._fatal is not None or "" in run.unlisted:
+        if root is None or self._fatal is not None or "" in run.unlisted:
             return
-        try:
+        if self._dry_run and self._record is None:
+            return
+        now: Entry | None = None
+        with contextlib.suppress(FastsyncError):  # why it is not there has been said
             now = await sink.stat("")
-        except FastsyncError:
-            return  # why it is not there has been said
-        if run.work.differ(root, now, run.work.directory_times):
+        if now is not None and not run.work.differ(root, now, run.work.directory_times):
+            return
+        if self._record is not None:
+            self._record(run.work, "attributes", "", root, None, "the root", late=True)
+        elif now is not None:
             action = Action("attributes", "", root, now, "the root")
             await self._quick(run, "attributes", [action], write)
 
@@ -682,7 +740,7 @@ class Engine:
 
         def failed(action: Action, error: FastsyncError) -> None:
             nonlocal last, unlucky
-            if isinstance(error, Changed) and not is_fresh:
+            if isinstance(error, Changed) and not is_fresh and work.vet is None:
                 changed.append(action)
             else:
                 self._failed(run, action, error)
@@ -766,7 +824,7 @@ class Engine:
                     await self._try_copy(run, action)
                 return
             except Changed as error:
-                if relisted:
+                if relisted or run.work.vet is not None:
                     self._failed(run, action, error)
                     return
                 relisted = True
@@ -901,6 +959,9 @@ class Engine:
         # The places are made only for somebody who looks: they cost as much as a small file.
         places = run.work.places(action) if self._tally.wants_items else None
         size, reason = action.entry.size, action.reason
+        if self._record is not None:
+            entry, old, late = action.entry, action.old, self._is_late
+            self._record(run.work, _operation(action), action.path, entry, old, reason, late=late)
         self._tally.done(_operation(action), action.path, places, size, reason, duration_s)
 
     def _failed(self, run: _Run, action: Action, error: FastsyncError) -> None:
@@ -908,6 +969,10 @@ class Engine:
             self._tally.same(action.entry.size)
             self._tally.skipped(action.path, *run.work.places(action), "exists")
             return
+        if run.work.vet is not None and isinstance(error, Overtaken):
+            changed = Changed("the destination changed since it was planned")
+            changed.__cause__ = error
+            error = changed
         run.copy_errors.append(error)
         path = action.path + "/"
         if action.step == "mkdir" and not path.startswith(run.refused):

@@ -31,7 +31,7 @@ from fastsync.backend import (
     offers,
 )
 from fastsync.comparing import common_algorithm
-from fastsync.engine import Budgets, Engine, Work
+from fastsync.engine import Budgets, Engine, Record, Work
 from fastsync.errors import (
     Conflict,
     FastsyncError,
@@ -192,8 +192,8 @@ def pace_for(settings: Settings) -> Pace | None:
     return None if settings.bwlimit is None else Pace(settings.bwlimit)
 
 
-def engine_for(session: Session) -> Engine:
-    """The engine of a run."""
+def engine_for(session: Session, record: Record | None = None) -> Engine:
+    """The engine of a run; `record` writes down what a dry run would do."""
     request, settings = session.request, session.request.settings
     return Engine(
         Budgets(
@@ -208,6 +208,7 @@ def engine_for(session: Session) -> Engine:
         request.observer,
         dry_run=settings.dry_run,
         log=session.uploads,
+        record=record,
     )
 
 
@@ -254,7 +255,8 @@ async def is_directory(session: Session, target: Location) -> bool:
     return standing is not None and standing.kind == "dir"
 
 
-def _refuse_overlap(source: Source, sink: Source, wild: Wildcard | None) -> None:
+def refuse_overlap(source: Source, sink: Source, wild: Wildcard | None = None) -> None:
+    """Raises UsageError for places of which one is, or holds, the other."""
     ours, theirs = source.address().rstrip("/"), sink.address().rstrip("/")
     if ours == theirs:
         raise UsageError("source and destination are the same place", where=str(sink.location))
@@ -318,7 +320,7 @@ async def standing_for_file(sink: Sink, to: str, source: tuple[str, str] | None)
 
 async def _check_tree(source: Source, sink: Source, wild: Wildcard | None = None) -> Entry | None:
     """What stands where a tree should go. Raises UsageError if it cannot go there."""
-    _refuse_overlap(source, sink, wild)
+    refuse_overlap(source, sink, wild)
     standing = await standing_at(sink)
     if standing is not None and standing.kind != "dir":
         raise _in_the_way(sink.location)
