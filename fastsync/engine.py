@@ -119,7 +119,8 @@ class Record(Protocol):
 @dataclass(frozen=True, slots=True)
 class Budgets:
     """What a run may use: streams in flight, files at once, bytes per part and in memory, retries; files
-    up to `small` bytes travel whole, and all of them at the `pace`."""
+    up to `small` bytes travel whole, and all of them at the `pace`. Streams and memory may be `shared` with
+    other runs."""
 
     streams: int = 8
     jobs: int = 8
@@ -128,6 +129,7 @@ class Budgets:
     retries: int = 5
     small: int = 1 << 20
     pace: Pace | None = None
+    shared: tuple[Budget, Budget] | None = None
 
 
 @dataclass(slots=True)
@@ -260,8 +262,8 @@ class Engine:
         self._tally = Tally(observer)
         self._pool = WorkerPool(budgets.jobs)
         self._lanes = Lanes(
-            streams=Budget(budgets.streams),
-            memory=Budget(budgets.memory),
+            streams=budgets.shared[0] if budgets.shared else Budget(budgets.streams),
+            memory=budgets.shared[1] if budgets.shared else Budget(budgets.memory),
             # A part and the read that fills it must fit into the memory together.
             chunk_size=max(1, min(budgets.chunk_size, budgets.memory // 2, self._step)),
             may_retry=self._may_retry,

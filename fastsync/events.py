@@ -18,7 +18,8 @@ class Item(NamedTuple):
     """One finished (or failed, or under dry-run intended) action.
 
     `source` and `destination` are printable places ("" where there is none); `size` is in bytes;
-    `duration_s` is 0.0 for items that were part of a batch; `reason` says why the plan wanted it.
+    `duration_s` is 0.0 for items that were part of a batch; `reason` says why the plan wanted it; `line` is
+    the number of the line of a batch file.
     """
 
     operation: Operation
@@ -29,6 +30,7 @@ class Item(NamedTuple):
     reason: str
     duration_s: float = 0.0
     error: FastsyncError | None = None
+    line: int | None = None
 
 
 @dataclass(slots=True)

@@ -242,6 +242,15 @@ def held(place: str | os.PathLike[str]) -> Iterator[tuple[IO[bytes], str]]:
         yield file, name
 
 
+def is_plan(file: IO[bytes]) -> bool:
+    """True for a plan, false for a batch, by the first line that has something in it."""
+    file.seek(0)
+    while line := file.readline(LONGEST_LINE):
+        if not line.isspace():
+            return line.lstrip().startswith(b"{")
+    return True
+
+
 class _Wrong(Exception):
     """What is wrong with a line, in words for a person."""
 

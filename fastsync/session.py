@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from fastsync.backend import Backend, Sink, Source, StoreOptions
+from fastsync.budget import Budget
 from fastsync.errors import Conflict, FastsyncError, ListingError, NotFound, UsageError
 from fastsync.events import Observer, Silent
 from fastsync.filters import Chooser, Filter, Rule
@@ -47,13 +48,28 @@ def all_located(places: Place | Sequence[Place]) -> list[Location]:
     return [located(place) for place in places]
 
 
+@dataclass(slots=True)
+class Shared:
+    """What runs at the same time have together: protocols with their connections, and budgets."""
+
+    streams: Budget
+    memory: Budget
+    backends: dict[type[Backend], Backend] = dataclasses.field(default_factory=dict)
+
+    async def aclose(self) -> None:
+        """Close the protocols, after the last run."""
+        for backend in self.backends.values():
+            await backend.aclose()
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What a run is asked for, besides its places: settings, filter rules, and who watches.
 
     `place_settings` gives the settings of one place (endpoint, region ...); `given` has the names of
     those that were asked for in so many words, so that one which no place understands is not silently
-    without effect. `state_folder` is where stores and the journal may keep things, None for nowhere.
+    without effect. `state_folder` is where stores and the journal may keep things, None for
+    nowhere; `shared` is what it has together with other runs.
     """
 
     settings: Settings = dataclasses.field(default_factory=Settings)
@@ -62,6 +78,7 @@ class Request:
     place_settings: PlaceSettings = lambda _location, _side: {}
     given: frozenset[str] = frozenset()
     state_folder: str | None = None
+    shared: Shared | None = None
 
     def filter(self, choosers: Sequence[Chooser] = ()) -> Filter:
         """The compiled rules; ages count from now. Raises UsageError for a bad pattern."""
@@ -204,7 +221,8 @@ class Session:
         self.request = request
         self._light = light
         self._registry = Registry.from_entry_points()
-        self._backends: dict[type[Backend], Backend] = {}
+        shared = request.shared
+        self._backends: dict[type[Backend], Backend] = {} if shared is None else shared.backends
         self._stores: dict[tuple[Location, bool, Side], Source] = {}
         self._seen: set[str] = set()
         folder = request.state_folder
@@ -224,8 +242,9 @@ class Session:
             self._tell_unread()
         for store in self._stores.values():
             await store.aclose()
-        for backend in self._backends.values():
-            await backend.aclose()
+        if self.request.shared is None:
+            for backend in self._backends.values():
+                await backend.aclose()
         if self.uploads is not None:
             self.uploads.close()
 

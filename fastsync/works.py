@@ -204,6 +204,7 @@ def engine_for(session: Session, record: Record | None = None) -> Engine:
             retries=settings.retry_count,
             small=settings.small_file_threshold,
             pace=pace_for(settings),
+            shared=(request.shared.streams, request.shared.memory) if request.shared else None,
         ),
         request.observer,
         dry_run=settings.dry_run,

@@ -97,6 +97,7 @@ def item_json(item: Item) -> str:
         duration=f"{item.duration_s:.3f}s",
         reason=item.reason or None,
         error=shown(item.error) if item.error is not None else None,
+        line=item.line,
     )
 
 

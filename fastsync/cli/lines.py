@@ -1,0 +1,157 @@
+"""Batch files: one `cp`, `sync`, `mv` or `rm` on each line, as they are written in a shell."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import shlex
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import IO, TYPE_CHECKING, Any, Final
+
+import click
+
+from fastsync.batch import Task
+from fastsync.cli.options import request_for, resolved, rules_of
+from fastsync.copying import run_cp, run_sync
+from fastsync.errors import FastsyncError, UsageError
+from fastsync.registry import Registry
+from fastsync.session import Request, located
+
+if TYPE_CHECKING:
+    from fastsync.tally import Summary
+
+_LONGEST: Final = 256 << 10
+_VERBS: Final = ("cp", "sync", "mv", "rm")
+_PLACES: Final = ("sources", "source", "places", "destination")
+# What is shown, and how, is for the whole batch.
+_WHOLE: Final = (
+    "verbose",
+    "quiet",
+    "json",
+    "summarize",
+    "human_readable",
+    "color",
+    "progress",
+    "log_file",
+    "log_level",
+    "log_format",
+)
+_REFUSED: Final = ("explain", "interactive", "config")
+
+
+def read_batch(file: IO[bytes], name: str, values: Mapping[str, Any], whole: Request) -> list[Task]:
+    """The lines of a batch called `name`; `values` are the options that all of them have, `whole` is what
+    was asked of the batch. Raises UsageError for the first line that is wrong."""
+    file.seek(0)
+    tasks: list[Task] = []
+    reader = _Reader(values, whole)
+    number = 0
+    while line := file.readline(_LONGEST + 1):
+        number += 1
+        try:
+            task = reader.task(number, line)
+        except (FastsyncError, click.UsageError) as error:
+            told = error.format_message() if isinstance(error, click.UsageError) else str(error)
+            told = " ".join(told.split()).removesuffix(".")
+            raise UsageError(
+                told[:1].lower() + told[1:], where=f"{name}:{number}", hint="nothing was done"
+            ) from error
+        if task is not None:
+            tasks.append(task)
+    return tasks
+
+
+class _Reader:
+    def __init__(self, values: Mapping[str, Any], whole: Request) -> None:
+        self._values = {name: value for name, value in values.items() if value not in (None, ())}
+        self._whole = whole
+        self._parsers: dict[str, tuple[click.Command, Any]] = {}
+        # Most lines of a batch have the options of the line before.
+        self._requests: dict[tuple[str, str], Request] = {}
+        self._registry = Registry.from_entry_points()
+        self._schemes: set[str] = set()
+
+    def task(self, number: int, line: bytes) -> Task | None:
+        """What a line asks for; None for one without words. Raises UsageError, click's or ours."""
+        if len(line) > _LONGEST:
+            raise UsageError("the line is too long")
+        text = line.decode("utf-8", "surrogateescape").rstrip("\r\n")
+        if "\0" in text:
+            raise UsageError("a NUL character in a line")
+        try:
+            words = shlex.split(text, comments=True)
+        except ValueError as error:
+            raise UsageError(f"the quoting is wrong: {error}") from error
+        if not words:
+            return None
+        verb, *arguments = words
+        if verb not in _VERBS:
+            raise UsageError(f"'{verb[:40]}' cannot be in a batch", hint=f"{', '.join(_VERBS)} can")
+        command, parser = self._parser(verb)
+        options, _, order = parser.parse_args(list(arguments))
+        places = {key: options.pop(key) for key in _PLACES if key in options}
+        key = (verb, repr((sorted(options.items()), [each.name for each in order])))
+        request = self._requests.get(key)
+        if request is None or _lacks_place(places):
+            request = self._requests[key] = self._request(command, verb, arguments)
+        sources, destination = _named(places)
+        start: Callable[[Request], Awaitable[Summary]]
+        if verb == "rm":
+            from fastsync.removal import run_rm
+
+            start = partial(run_rm, sources)
+        elif verb == "sync":
+            start = partial(run_sync, sources[0], destination)
+        elif verb == "mv":
+            from fastsync.moving import run_mv
+
+            start = partial(run_mv, sources, destination)
+        else:
+            start = partial(run_cp, sources, destination)
+        for place in (*sources, *([] if verb == "rm" else [destination])):
+            location = located(place)
+            if location.is_stream:
+                raise UsageError("standard input and output cannot be in a batch")
+            self._check_scheme(location.scheme)
+        return Task(number, text, verb, request, start)
+
+    def _parser(self, verb: str) -> tuple[click.Command, Any]:
+        known = self._parsers.get(verb)
+        if known is None:
+            command: click.Command = getattr(importlib.import_module(f"fastsync.cli.{verb}"), verb)
+            context = click.Context(command, info_name=verb, help_option_names=[])
+            known = self._parsers[verb] = command, command.make_parser(context)
+        return known
+
+    def _request(self, command: click.Command, verb: str, arguments: list[str]) -> Request:
+        with command.make_context(verb, list(arguments), help_option_names=[]) as context:
+            values = context.params
+            for name in _REFUSED:
+                if values.get(name):
+                    raise UsageError(f"--{name} cannot be in a batch")
+            given = {name: value for name, value in values.items() if value not in (None, ())}
+            settled = resolved({**values, **self._values, **given})
+            request = request_for(settled, rules_of(context, values))
+        asked = self._whole.settings
+        kept = {name: getattr(asked, name) for name in _WHOLE}
+        settings = dataclasses.replace(
+            request.settings, **kept, dry_run=asked.dry_run or request.settings.dry_run
+        )
+        return dataclasses.replace(request, settings=settings)
+
+    def _check_scheme(self, scheme: str) -> None:
+        """Raises UsageError for a scheme that nobody serves."""
+        if scheme not in self._schemes:
+            self._registry.load(scheme)
+            self._schemes.add(scheme)
+
+
+def _lacks_place(places: Mapping[str, Any]) -> bool:
+    """True when a parse in full will say what is missing."""
+    return not all(place and isinstance(place, str | tuple | list) for place in places.values())
+
+
+def _named(places: Mapping[str, Any]) -> tuple[Sequence[str], str]:
+    sources = places.get("sources") or places.get("places") or (places["source"],)
+    return list(sources), places.get("destination", "")
