@@ -1,0 +1,48 @@
+"""Runs at the same time, with one set of connections and one exit code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fastsync.backend import Source
+from fastsync.batch import Task, run_batch
+from fastsync.errors import NotFound
+from fastsync.events import Totals
+from fastsync.session import Request, Session, located
+from fastsync.tally import Summary
+
+
+async def test_lines_share_protocols_until_the_last_is_done(tmp_path: Path) -> None:
+    backends: set[int] = set()
+    stores: list[Source] = []
+
+    async def start(request: Request) -> Summary:
+        assert request.shared is not None
+        async with Session(request) as session:
+            stores.append(await session.open(located(tmp_path)))
+        backends.update(map(id, request.shared.backends.values()))
+        return Summary(Totals(files_copied=1))
+
+    tasks = [Task(number, "cp", "cp", Request(), start) for number in range(1, 6)]
+    summary, failed = await run_batch(tasks, "batch", Request())
+    assert (len(backends), len(stores), failed) == (1, 5, [])
+    assert (summary.exit_code, summary.totals.files_copied) == (0, 5)
+
+
+@pytest.mark.parametrize(("fail", "code"), [((), 0), ((2,), 1), ((1, 2, 3), 8)])
+async def test_some_that_fail_are_one_and_all_are_the_worst(
+    fail: tuple[int, ...], code: int
+) -> None:
+    def task(number: int) -> Task:
+        async def start(_request: Request) -> Summary:
+            if number == 2 and fail == (2,):
+                raise NotFound("gone")
+            return Summary(Totals(), exit_code=8 if number in fail else 0)
+
+        return Task(number, "cp", "cp", Request(), start)
+
+    summary, failed = await run_batch([task(number) for number in (3, 1, 2)], "batch", Request())
+    assert summary.exit_code == code
+    assert [each.number for each in failed] == list(fail)
