@@ -12,6 +12,7 @@ import base64
 import binascii
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import shutil
@@ -110,25 +111,46 @@ async def run_plan(
     request: Request,
     output: str | os.PathLike[str] | None = None,
 ) -> Summary:
-    """Write what a sync would do to the file `output`, or to standard output. The file is there when it
-    is whole. Raises what `run_sync` raises, and UsageError for places that cannot be written down and an
-    output that cannot be written."""
-    if output is None:
+    """Write what a sync would do to the file `output`; None and "-" are standard output. A file is there
+    when it is whole; what is none, such as a pipe, is written to as it is.
+
+    Raises what `run_sync` raises, and UsageError for places that cannot be written down and an output
+    that cannot be written.
+    """
+    if output is None or os.fspath(output) == "-":
         with open(1, "w", encoding="ascii", closefd=False) as out:  # noqa: ASYNC230 - as all output
             return await _write_plan(source, destination, request, out.write)
-    target = os.fspath(output)
-    unfinished = f"{target}.{os.getpid()}.unfinished"
+    target = os.path.realpath(output)  # noqa: ASYNC240 - once
     try:
-        with open(unfinished, "x", encoding="ascii") as out:  # noqa: ASYNC230 - in large pieces
+        # Not beside the target yet: that may be in the tree that is planned.
+        with tempfile.TemporaryFile() as file:
+            out = io.TextIOWrapper(file, encoding="ascii")
             summary = await _write_plan(source, destination, request, out.write)
-        os.replace(unfinished, target)
+            out.flush()
+            file.seek(0)
+            _put_in_place(file, target)
     except OSError as error:
         told = from_os_error(error)
-        raise UsageError(f"the plan cannot be written: {told.message}", where=target) from error
+        raise UsageError(
+            f"the plan cannot be written: {told.message}", where=os.fspath(output)
+        ) from error
+    return summary
+
+
+def _put_in_place(file: IO[bytes], target: str) -> None:
+    """Raises OSError."""
+    if os.path.exists(target) and not os.path.isfile(target):
+        with open(target, "wb") as out:
+            shutil.copyfileobj(file, out, 1 << 20)
+        return
+    unfinished = f"{target}.{os.getpid()}.unfinished"
+    try:
+        with open(unfinished, "xb") as out:
+            shutil.copyfileobj(file, out, 1 << 20)
+        os.replace(unfinished, target)
     finally:
         with contextlib.suppress(OSError):
             os.unlink(unfinished)
-    return summary
 
 
 async def _write_plan(
@@ -291,7 +313,7 @@ def _parsed(text: bytes) -> Line:
             else f"a plan of version {str(version)[:20]}; {known}"
         )
     operation, late = found.get("operation"), found.get("late", False)
-    if operation not in _STEPS and operation != "delete":
+    if not isinstance(operation, str) or (operation not in _STEPS and operation != "delete"):
         raise _Wrong("'operation' is none of copy, mkdir, link, attributes, delete")
     if not isinstance(late, bool):
         raise _Wrong("'late' is neither true nor false")
@@ -326,7 +348,10 @@ def _parsed(text: bytes) -> Line:
 
 
 def _text(found: dict[str, Any], name: str, default: str | None = None) -> str:
-    value = found.get(name, default)
+    value = found.get(name)
+    if isinstance(value, str) and not _is_unicode(value):
+        raise _Wrong(f"'{name}' is no text")
+    value = default if value is None else value
     if f"{name}_bytes" in found:
         try:
             value = os.fsdecode(base64.b64decode(found[f"{name}_bytes"], validate=True))
@@ -335,6 +360,22 @@ def _text(found: dict[str, Any], name: str, default: str | None = None) -> str:
     if not isinstance(value, str) or "\0" in value:
         raise _Wrong(f"'{name}' is missing" if value is None else f"'{name}' is no text")
     return value
+
+
+def _is_unicode(text: str) -> bool:
+    """False for halves of characters, as JSON can write them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _version(state: dict[str, Any]) -> str:
+    version = _text(state, "version")
+    if not version.isprintable():
+        raise _Wrong("'version' is none")
+    return version
 
 
 def _number(
@@ -370,7 +411,7 @@ def _entry(found: dict[str, Any], name: str, path: str) -> Entry:
         _number(state, "mtime_ns", least),
         _number(state, "mode", most=0o7777),
         _text(state, "target") if "target" in state else None,
-        _text(state, "version") if "version" in state else None,
+        _version(state) if "version" in state else None,
         owner,
         _number(state, "stored_ns", least),
     )
@@ -393,8 +434,9 @@ class _Pair:
         """Raises _Wrong for a name that cannot be used between these stores."""
         if self.source.limits.raw_names and self.sink.limits.raw_names:
             return
-        if not line.path and line.operation == "attributes" and line.to is None:
-            return  # the root
+        if not (line.path or line.read_from) and line.operation == "attributes" and line.to is None:
+            if line.entry is not None and line.entry.kind == "dir":
+                return  # the root
         try:
             for path in (line.path, line.read_from or line.path, line.to or line.path):
                 safe_parts(path)

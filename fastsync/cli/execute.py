@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from typing import IO, TYPE_CHECKING, Any
 
 import click
@@ -94,7 +95,12 @@ async def _batch(
         rest = None
         if retry_failed is not None:
             try:
-                rest = stack.enter_context(open(retry_failed, "ab"))  # noqa: ASYNC230 - a list
+                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+                # Lines may hold what only their author should know.
+                fd = os.open(retry_failed, flags, 0o600)
+                rest = stack.enter_context(open(fd, "ab"))  # noqa: ASYNC230 - a list
+                if not stat.S_ISREG(os.fstat(rest.fileno()).st_mode):
+                    raise UsageError("--retry-failed: not a regular file", where=retry_failed)
             except OSError as error:
                 told = from_os_error(error).message
                 raise UsageError(f"--retry-failed: {told}", where=retry_failed) from error

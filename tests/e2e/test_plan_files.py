@@ -208,3 +208,48 @@ def test_a_store_without_times_is_bound_by_versions(
     assert done.code == 8, done.stderr
     assert client.get_object(Bucket="plans", Key="dir/b")["Body"].read() == b"somebody's"
     assert client.head_object(Bucket="plans", Key="dir/sub/large")["ContentLength"] == 500_000
+
+
+def test_a_plan_goes_through_a_pipe_and_never_in_the_place_of_one(
+    fastsync: Fastsync, plant: Plant, tmp_path: Path
+) -> None:
+    plant(tmp_path, {"src/a": "a"})
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert fastsync("plan", "src", "dest", "-o", "pipe").code == 0
+        assert b'"path":"a"' in os.read(reader, 65536)
+    finally:
+        os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()
+    # In the tree that is planned, the plan is not planned.
+    assert fastsync("plan", ".", "../dest", "-o", "plan.jsonl", cwd=tmp_path / "src").code == 0
+    lines = (tmp_path / "src/plan.jsonl").read_text().splitlines()
+    assert [json.loads(line)["path"] for line in lines if '"copy"' in line] == ["a"]
+    assert '"path":"a"' in fastsync("plan", "src", "dest", "-o", "-").stdout
+    assert not (tmp_path / "-").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"operation": []},
+        {"operation": {}},
+        {"source": "\ud800"},
+        {"source_entry": {"kind": "file", "version": "a\r\nb"}},
+        {"operation": "attributes", "path": "", "read_from": "../evil"},
+        {"operation": "attributes", "path": "", "source_entry": {"kind": "file"}},
+    ],
+)
+def test_lines_that_nobody_would_plan(
+    fastsync: Fastsync, plant: Plant, tmp_path: Path, change: dict[str, object]
+) -> None:
+    plant(tmp_path, {"src/a": "a", "dest/": ""})
+    assert fastsync("plan", "src", "dest", "-o", "plan.jsonl").code == 0
+    lines = map(json.loads, (tmp_path / "plan.jsonl").read_text().splitlines())
+    line = next(line for line in lines if line["operation"] == "copy")
+    (tmp_path / "plan.jsonl").write_text(json.dumps({**line, **change}) + "\n")
+    done = fastsync("run", "plan.jsonl")
+    assert (done.code, done.stdout) == (2, "")
+    assert done.stderr.startswith("fastsync: error: plan.jsonl:1: ")
+    assert list((tmp_path / "dest").iterdir()) == []
