@@ -61,8 +61,10 @@ class RemoteFile:
 
     @property
     def is_opened(self) -> bool:
-        """True when it is open somewhere, or will be."""
-        return bool(self._opening) or any(session.alive for session in self.handles)
+        """True when it is open where blocks may go, or will be somewhere."""
+        if self._opening:
+            return True
+        return any(session.alive and not session.is_spare for session in self.handles)
 
     def open_on(self, session: Session, then: Callable[[FastsyncError | None], None]) -> None:
         """Open it on one more connection; `then` hears how that went."""

@@ -184,6 +184,11 @@ class Pool:
             error = session.error
             self.dispatcher.fail(lambda: _copy(error))
             self.spreader.fail(lambda: _copy(error))
+            return
+        # What waited for that one, or kept away from those that are left, goes on with them.
+        loop = asyncio.get_running_loop()
+        loop.call_soon(self.spreader.pump)
+        loop.call_soon(self.dispatcher.pump)
 
     def _known(self) -> Server | None:
         return self.sessions[0].server if self.sessions else None

@@ -9,6 +9,7 @@ import pytest
 
 from fastsync.backend import StoreOptions
 from fastsync.location import parse
+from fastsync_sftp.bulk import RemoteFile, Spreader, Writing, from_memory
 from fastsync_sftp.place import place_of
 from fastsync_sftp.pool import Pool
 from fastsync_sftp.session import Known, Session
@@ -56,3 +57,23 @@ async def test_each_lack_is_told_once() -> None:
         pool.lacks("the server cannot do this")
     assert told == ["sftp://somebody@host: the server cannot do this"]
     await pool.aclose()
+
+
+async def test_a_file_that_is_open_where_no_blocks_go_is_opened_elsewhere() -> None:
+    """The rest of a file is short, and waits for no connection that is kept free."""
+    spare, other = Session(60.0), Session(60.0)
+    sessions = [spare, other]
+    asked: list[Session] = []
+    for session in sessions:
+        session.submit = lambda _request, _answered, session=session: asked.append(session)  # type: ignore[method-assign, misc]
+    file = RemoteFile(b"/file", 0, "sftp://host/file")
+    file.adopt(spare, b"handle")
+    spare.is_spare = True
+    spreader = Spreader(sessions)
+    carrying = asyncio.create_task(
+        spreader.carry(Writing(file, 0, 11, 32768, from_memory(0, bytes(11)), lambda _count: None))
+    )
+    await asyncio.sleep(0)
+    assert asked == [other]
+    carrying.cancel()
+    await asyncio.gather(carrying, return_exceptions=True)
