@@ -61,7 +61,8 @@ def _verb(name: str, command: click.Command, parent: click.Context) -> Iterator[
 
 def manual() -> str:
     """The page, in roff."""
-    root = click.Context(fastsync, info_name="fastsync")
+    # With its settings: click keeps the first help option that a command was asked for.
+    root = click.Context(fastsync, info_name="fastsync", **fastsync.context_settings)
     parts = [
         f'.TH FASTSYNC 1 "" "fastsync {__version__}" "User Commands"',
         f".SH NAME\nfastsync \\- {_text('copy and sync files between places, fast and safely')}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 import subprocess
@@ -23,24 +24,34 @@ if TYPE_CHECKING:
     from tests.conftest import Fastsync
 
 
-def commands(group: click.Group, path: str) -> Iterator[tuple[str, click.Command]]:
-    context = click.Context(group)
-    yield path, group
-    for name in group.list_commands(context):
-        command = group.get_command(context, name)
-        assert command is not None
-        if isinstance(command, click.Group):
-            yield from commands(command, f"{path} {name}")
-        else:
-            yield f"{path} {name}", command
+def contexts(
+    command: click.Command, parent: click.Context | None = None
+) -> Iterator[click.Context]:
+    # With the settings of the group: click keeps the first help option a command was asked for.
+    context = click.Context(
+        command, info_name=command.name, parent=parent, **command.context_settings
+    )
+    yield context
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None
+            yield from contexts(below, context)
 
 
-@pytest.mark.parametrize(("name", "command"), list(commands(root, "fastsync")), ids=str)
-def test_every_help_has_examples(name: str, command: click.Command) -> None:
-    text = command.get_help(click.Context(command, info_name=name))
+@pytest.mark.parametrize("context", list(contexts(root)), ids=lambda context: context.command_path)
+def test_every_help_has_examples(context: click.Context) -> None:
+    text = context.get_help()
+    assert re.search(r"^  -h, --help ", text, flags=re.MULTILINE)
     examples = text.partition("Examples")[2]
     assert "fastsync " in examples or 'eval "$(fastsync' in examples
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_man_page_leaves_the_help_option_as_it_was() -> None:
+    code = "from fastsync.cli import main, manual; manual.manual(); main.main(['-h'])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.startswith("Usage: fastsync ")
 
 
 @pytest.mark.skipif(shutil.which("groff") is None, reason="groff is not installed")
