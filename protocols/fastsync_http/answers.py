@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import calendar
-import functools
 import re
 from http import HTTPStatus
 from typing import Final, NamedTuple, Protocol
 
 from fastsync.backend import Entry
+from fastsync.dates import SECOND_NS, http_time
 from fastsync.errors import (
     AccessRefused,
     Changed,
@@ -22,24 +21,14 @@ from fastsync.errors import (
 )
 from fastsync_http.digests import Expected, announced
 
-SECOND_NS: Final = 1_000_000_000
 _CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 _UNSATISFIED: Final = re.compile(r"bytes \*/([0-9]{1,18})")
-_MONTHS: Final = {
-    name: number
-    for number, name in enumerate(
-        ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"), 1
-    )
-}
-_DATE: Final = re.compile(
-    r"[A-Z][a-z]{2}, ([0-9]{2}) ([A-Z][a-z]{2}) ([0-9]{4}) ([0-9]{2}):([0-9]{2}):([0-9]{2}) GMT"
-)
 # Answers that may be another tomorrow (RFC 9110, 15).
 _PASSING: Final = (408, 425, 500, 502, 503, 504)
 
 
 class HeaderLines(Protocol):
-    """Header lines by lower-case name: those of `fastsync.wire`, or of httpx."""
+    """Header lines by lower-case name, as `fastsync.wire` has them."""
 
     def get(self, name: str, /) -> str | None: ...
 
@@ -201,39 +190,3 @@ def _patience_s(headers: HeaderLines) -> float | None:
     if until_ns is None or now_ns is None:
         return None
     return max(0.0, (until_ns - now_ns) / SECOND_NS)
-
-
-def http_time(text: str | None) -> int | None:
-    """Nanoseconds of an HTTP date (RFC 9110, 5.6.7), None for what is none."""
-    return None if text is None or len(text) > 64 else _http_time(text)
-
-
-@functools.lru_cache(256)
-def _http_time(text: str) -> int | None:
-    match = _DATE.fullmatch(text)
-    if match is None:
-        return _old_time(text)
-    day, month, year, hour, minute, second = match.groups()
-    if month not in _MONTHS:
-        return None
-    return utc_ns(int(year), _MONTHS[month], int(day), int(hour), int(minute), int(second))
-
-
-def utc_ns(year: int, month: int, day: int, hour: int, minute: int, second: int) -> int | None:
-    """Nanoseconds of a moment in UTC; None for one that never was."""
-    if not (year >= 1970 and 1 <= month <= 12 and 1 <= day <= 31):
-        return None
-    if hour > 23 or minute > 59 or second > 60:
-        return None
-    return calendar.timegm((year, month, day, hour, minute, second)) * SECOND_NS
-
-
-def _old_time(text: str) -> int | None:
-    """The two older forms, which a client has to understand."""
-    import email.utils
-
-    try:
-        parsed = email.utils.parsedate_tz(text[:64])
-        return None if parsed is None else int(email.utils.mktime_tz(parsed)) * SECOND_NS
-    except (ValueError, OverflowError, TypeError):
-        return None

@@ -14,9 +14,9 @@ from typing import Final, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 from fastsync.backend import Fault, Kind
+from fastsync.dates import http_time, utc_ns
 from fastsync.errors import FastsyncError, ListingError, NameRefused
 from fastsync.names import safe_parts
-from fastsync_http.answers import http_time, utc_ns
 from fastsync_http.targets import Target, unquote_name
 
 MAX_PAGE: Final = 64 << 20

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 from fastsync.backend import Buffer, Entry, Fault, Limits, Loaded, Page, ScanOptions, closing
+from fastsync.dates import SECOND_NS
 from fastsync.errors import (
     Changed,
     Conflict,
@@ -21,7 +22,7 @@ from fastsync.errors import (
 from fastsync.location import Location
 from fastsync.names import safe_parts
 from fastsync.wire import Reply
-from fastsync_http.answers import SECOND_NS, describe, entry_of, error_of, require_same
+from fastsync_http.answers import describe, entry_of, error_of, require_same
 from fastsync_http.client import Client, Found
 from fastsync_http.digests import Expected
 from fastsync_http.download import HttpDownload

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
+from fastsync.dates import SECOND_NS, http_time
 from fastsync.errors import (
     AccessRefused,
     Changed,
@@ -238,21 +239,13 @@ def redirect(headers: Headers | Mapping[str, str], where: str | None) -> Fastsyn
     )
 
 
-def _seconds_of(date: str | None) -> float | None:
-    """Unix seconds of an HTTP date."""
-    from email.utils import parsedate_to_datetime
-
-    try:
-        return parsedate_to_datetime(date or "").timestamp()
-    except (TypeError, ValueError, OverflowError):
-        return None
-
-
 def _skew(headers: Headers | Mapping[str, str]) -> str:
-    there = _seconds_of(headers.get("date"))
-    if there is None:
+    there_ns = http_time(headers.get("date"))
+    if there_ns is None:
         return "the server's clock differs from ours by too much"
-    return f"the server's clock differs from ours by {round(there - time.time()):+d} s"
+    return (
+        f"the server's clock differs from ours by {round(there_ns / SECOND_NS - time.time()):+d} s"
+    )
 
 
 def _retry_after(text: str | None) -> float | None:
@@ -261,8 +254,8 @@ def _retry_after(text: str | None) -> float | None:
         return None
     if text.isascii() and text.isdecimal():
         return float(text[:9])
-    then = _seconds_of(text)
-    return None if then is None else max(0.0, then - time.time())
+    then_ns = http_time(text)
+    return None if then_ns is None else max(0.0, then_ns / SECOND_NS - time.time())
 
 
 def from_botocore(error: Exception, where: str, action: str) -> FastsyncError | None:

@@ -7,6 +7,7 @@ import re
 from typing import Final
 
 from fastsync.backend import Entry, Owner, WriteOptions
+from fastsync.dates import http_time
 from fastsync.errors import Changed, FastsyncError, IntegrityError, NotFound, Overtaken, Vanished
 from fastsync.wire import Headers
 from fastsync_s3.attributes import Known
@@ -22,7 +23,7 @@ from fastsync_s3.metadata import (
     read_attributes,
 )
 from fastsync_s3.options import S3Options
-from fastsync_s3.plane import Call, http_time
+from fastsync_s3.plane import Call
 
 CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]+)-([0-9]+)/([0-9]+)")
 DEFAULT_TYPE: Final = "binary/octet-stream"

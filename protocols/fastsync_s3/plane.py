@@ -7,8 +7,6 @@ models) is done once here, at `Plane.open`; a request is then a head of text and
 from __future__ import annotations
 
 import asyncio
-import email.utils
-import functools
 import time
 from collections import deque
 from collections.abc import (
@@ -24,6 +22,7 @@ from hashlib import sha256
 from typing import Final, NamedTuple, TypeAlias
 
 from fastsync.backend import Buffer, Progress, StoreOptions, closing
+from fastsync.dates import http_time
 from fastsync.errors import FastsyncError, IntegrityError, Throttled, Transient, UsageError
 from fastsync.wire import MAX_BODY, Headers, Outgoing, Reply, Wire, WireOptions
 from fastsync_s3.control import Control
@@ -422,17 +421,6 @@ class Plane:
 def is_in_doubt(error: FastsyncError) -> bool:
     """True when the server may have done what it was asked, and only its answer got lost."""
     return isinstance(error, Transient | IntegrityError) and not isinstance(error, Throttled)
-
-
-@functools.lru_cache(maxsize=64)
-def http_time(text: str | None) -> int | None:
-    """An HTTP date in Unix nanoseconds; None for what is none."""
-    if text is None:
-        return None
-    try:
-        return int(email.utils.parsedate_to_datetime(text).timestamp()) * 1_000_000_000
-    except (TypeError, ValueError, OverflowError):
-        return None
 
 
 def values(headers: Headers, names: Iterable[str]) -> dict[str, str]:

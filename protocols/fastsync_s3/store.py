@@ -23,6 +23,7 @@ from fastsync.backend import (
     WholeJob,
     WriteOptions,
 )
+from fastsync.dates import http_time
 from fastsync.errors import (
     Changed,
     Conflict,
@@ -70,7 +71,7 @@ from fastsync_s3.objects import (
     written,
 )
 from fastsync_s3.pages import Query, RawPage, Row, has_keys, list_level
-from fastsync_s3.plane import Call, Plane, Repeat, http_time, is_in_doubt
+from fastsync_s3.plane import Call, Plane, Repeat, is_in_doubt
 from fastsync_s3.upload import S3Upload, Ticket, Wanted, abort_upload
 
 T = TypeVar("T")

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fastsync.backend import READ_BUFFER, Buffer, Entry, Grid, Progress, WriteOptions
+from fastsync.dates import http_time
 from fastsync.errors import (
     Changed,
     FastsyncError,
@@ -40,7 +41,7 @@ from fastsync_s3.documents import (
 )
 from fastsync_s3.guards import guard
 from fastsync_s3.objects import entry_of, etag_of, known_of, write_headers, written
-from fastsync_s3.plane import Call, Plane, http_time, is_in_doubt
+from fastsync_s3.plane import Call, Plane, is_in_doubt
 
 if TYPE_CHECKING:
     from fastsync_s3.store import S3Store
