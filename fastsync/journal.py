@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from fastsync.errors import FastsyncError, from_os_error
+from fastsync.processes import boot_id, started
 from fastsync.resuming import Range, Version
 
 FILE: Final = "uploads.sqlite"
@@ -65,42 +66,14 @@ class Process(NamedTuple):
     @classmethod
     def current(cls) -> Process:
         pid = os.getpid()
-        return cls(os.uname().nodename, _boot(), pid, _started(pid) or "")
+        return cls(os.uname().nodename, boot_id(), pid, str(started(pid) or ""))
 
     def state(self) -> Owner:
         """What has become of it, as far as can be told from here."""
         if self.host != os.uname().nodename:
             return "elsewhere"
-        started = _started(self.pid) if self.boot == _boot() else None
-        return "running" if started is not None and started == self.started else "gone"
-
-
-def _boot() -> str:
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return ""  # no Linux
-
-
-def _started(pid: int) -> str | None:
-    """When a process began, None when there is none; "" where that cannot be known."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            # The name, in parentheses, may hold anything. A zombie is only waiting to be asked for.
-            state, *fields = file.read().rpartition(b")")[2].split()
-            return None if state in (b"Z", b"X") else fields[18].decode("ascii")
-    except OSError:
-        pass
-    if os.path.isdir("/proc/self"):
-        return None
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except OSError:
-        pass  # somebody else's
-    return ""
+        began = started(self.pid) if self.boot == boot_id() else None
+        return "running" if began is not None and str(began or "") == self.started else "gone"
 
 
 class Record(NamedTuple):

@@ -16,6 +16,8 @@ import stat
 import time
 import zlib
 
+from fastsync.processes import boot_id, started
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
@@ -59,7 +61,7 @@ class Names:
     def new(self) -> str:
         if _Own.bits is None:
             pid = os.getpid()
-            start = (_started(pid) or 0) & ((1 << _START_BITS) - 1)
+            start = (started(pid) or 0) & ((1 << _START_BITS) - 1)
             _Own.bits = (_machine() << _PID_BITS | pid & ((1 << _PID_BITS) - 1)) << _START_BITS
             _Own.bits |= start
             _Own.counter = itertools.count(int.from_bytes(os.urandom(2), "big"))
@@ -69,34 +71,12 @@ class Names:
 
 def _machine() -> int:
     """Twenty bits for what gives a process number its meaning: this start of this machine, and the
-    container, if any (boot_id in proc_sys_kernel(5), pid_namespaces(7))."""
+    container, if any (pid_namespaces(7))."""
     try:
-        with open("/proc/sys/kernel/random/boot_id", "rb") as file:
-            text = file.read() + os.fsencode(os.readlink("/proc/self/ns/pid"))
+        text = (boot_id() or os.uname().nodename) + os.readlink("/proc/self/ns/pid")
     except OSError:
-        text = os.fsencode(os.uname().nodename)
-    return zlib.crc32(text) >> 12
-
-
-def _started(pid: int) -> int | None:
-    """When a process began, in clock ticks (proc_pid_stat(5), field 22); None when there is none, 0 where
-    that cannot be known."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            # The name, in parentheses, may hold anything. A zombie is only waiting to be asked for.
-            state, *fields = file.read().rpartition(b")")[2].split()
-            return None if state in (b"Z", b"X") else int(fields[18])
-    except OSError:
-        pass
-    if os.path.isdir("/proc/self"):
-        return None
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except OSError:
-        pass  # somebody else's
-    return 0
+        text = os.uname().nodename
+    return zlib.crc32(os.fsencode(text)) >> 12
 
 
 def is_abandoned(directory: int, name: str) -> bool:
@@ -112,8 +92,8 @@ def is_abandoned(directory: int, name: str) -> bool:
     if bits >> _PID_BITS != _machine() or stat.S_IMODE(status.st_mode) == KEPT_MODE:
         # The change time: the other one may be the source's already.
         return time.time() - status.st_ctime > FOREIGN_AGE_S
-    started = _started(bits & ((1 << _PID_BITS) - 1))
-    return started is None or started & ((1 << _START_BITS) - 1) != start
+    began = started(bits & ((1 << _PID_BITS) - 1))
+    return began is None or began & ((1 << _START_BITS) - 1) != start
 
 
 def remove_abandoned(directory: int, name: str) -> bool:

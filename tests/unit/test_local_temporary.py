@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fastsync import processes
 from fastsync_local import temporary
 from fastsync_local.temporary import Names, is_abandoned, sweep
 
@@ -56,9 +57,9 @@ def test_a_process_with_the_number_of_another(
     name = Names().new()
     (tmp_path / name).touch()
     assert not is_abandoned(directory, name)
-    started = temporary._started(os.getpid())
+    started = processes.started(os.getpid())
     assert started is not None
-    monkeypatch.setattr(temporary, "_started", lambda _pid: started + 1)
+    monkeypatch.setattr(temporary, "started", lambda _pid: started + 1)
     assert is_abandoned(directory, name)
 
 
@@ -82,7 +83,7 @@ def test_those_that_may_be_taken_up_again_may_be_a_day_old(
     name = Names().new()
     (tmp_path / name).touch()
     (tmp_path / name).chmod(temporary.KEPT_MODE)
-    monkeypatch.setattr(temporary, "_started", lambda _pid: None)
+    monkeypatch.setattr(temporary, "started", lambda _pid: None)
     assert not is_abandoned(directory, name)
     changed = (tmp_path / name).stat().st_ctime
     monkeypatch.setattr("time.time", lambda: changed + 25 * 3600)
@@ -97,7 +98,7 @@ def test_what_is_no_temporary_file_stays(
     (tmp_path / names[0]).mkdir()
     (tmp_path / names[1]).touch()
     os.link(tmp_path / names[1], tmp_path / "other")
-    monkeypatch.setattr(temporary, "_started", lambda _pid: None)
+    monkeypatch.setattr(temporary, "started", lambda _pid: None)
     (tmp_path / names[2]).touch()
     if os.geteuid() == 0:
         os.chown(tmp_path / names[2], 12345, -1)

@@ -1,0 +1,38 @@
+"""What tells one process from all others: this start of the machine, and the moment it began.
+
+Imports are few on purpose: the helper processes of a protocol may need it.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+def boot_id() -> str:
+    """This start of this machine (proc_sys_kernel(5)); "" where the system does not number them."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def started(pid: int) -> int | None:
+    """When a process began, in clock ticks (proc_pid_stat(5), field 22); None when there is none, 0 where
+    that cannot be known."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # The name, in parentheses, may hold anything. A zombie is only waiting to be asked for.
+            state, *fields = file.read().rpartition(b")")[2].split()
+            return None if state in (b"Z", b"X") else int(fields[18])
+    except OSError:
+        pass
+    if os.path.isdir("/proc/self"):
+        return None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except OSError:
+        pass  # somebody else's
+    return 0
