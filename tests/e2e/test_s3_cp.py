@@ -35,21 +35,6 @@ def any_s3(request: pytest.FixtureRequest, fastsync: Fastsync) -> S3Server:
     return server
 
 
-@pytest.fixture
-def s3(fastsync: Fastsync, versitygw: S3Server) -> S3Server:
-    fastsync.environ |= versitygw.environ
-    return versitygw
-
-
-@pytest.fixture
-def bucket(s3: S3Server) -> str:
-    return s3.new_bucket()
-
-
-def keys(server: S3Server, bucket: str) -> list[str]:
-    return [row["Key"] for row in server.client.list_objects_v2(Bucket=bucket).get("Contents", [])]
-
-
 def body(server: S3Server, bucket: str, key: str) -> bytes:
     content: bytes = server.client.get_object(Bucket=bucket, Key=key)["Body"].read()
     return content
@@ -78,7 +63,7 @@ def test_a_tree_goes_up_and_comes_back(
     done = fastsync("cp", *options, "src/", f"s3://{bucket}/p")
     assert (done.code, done.stderr) == (0, "")
     assert "Copied: 8 files, 6291517 bytes\n" in done.stdout
-    assert sorted(keys(any_s3, bucket)) == sorted(f"p/{name}" for name in TREE)
+    assert sorted(any_s3.keys(bucket)) == sorted(f"p/{name}" for name in TREE)
     done = fastsync("cp", *options, f"s3://{bucket}/p", "back")
     assert (done.code, done.stderr) == (0, "")
     assert "Copied: 8 files, 6291517 bytes\n" in done.stdout
@@ -105,7 +90,7 @@ def test_where_things_go(
     ):
         assert fastsync("cp", *arguments) == (0, "", ""), arguments
     assert fastsync("cp", "f", "g", f"{to}/no-prefix-yet").code == 2
-    assert keys(s3, bucket) == sorted(
+    assert s3.keys(bucket) == sorted(
         [
             "exact",
             "into/f",
@@ -145,9 +130,9 @@ def test_links_and_empty_directories_are_left_out(
     done = fastsync("cp", "-R", "--summarize", "src/", f"s3://{bucket}")
     assert done.code == 0
     assert "Left out: 1 links" in done.stdout
-    assert keys(s3, bucket) == ["a"]
+    assert s3.keys(bucket) == ["a"]
     assert fastsync("cp", "-R", "-L", "src/", f"s3://{bucket}/L").code == 0
-    assert keys(s3, bucket) == ["L/a", "L/link", "a"]
+    assert s3.keys(bucket) == ["L/a", "L/link", "a"]
 
 
 def test_what_is_the_same_is_skipped(
@@ -205,12 +190,12 @@ def test_dry_run_touches_nothing(
     done = fastsync("cp", "-n", "-R", "src", f"s3://{bucket}/x")
     assert done.code == 0
     assert f"would copy src/a -> s3://{bucket}/x/a (new, 1 B)\n" in done.stdout
-    assert keys(s3, bucket) == []
+    assert s3.keys(bucket) == []
     s3.client.put_object(Bucket=bucket, Key="k", Body=b"k")
     assert fastsync("cp", "-n", f"s3://{bucket}/k", "k").code == 0
     assert fastsync("mv", "-n", f"s3://{bucket}/k", f"s3://{bucket}/l").code == 0
     assert fastsync("rm", "-n", f"s3://{bucket}/k").code == 0
-    assert keys(s3, bucket) == ["k"]
+    assert s3.keys(bucket) == ["k"]
     assert {"k", "l"}.isdisjoint(os.listdir(tmp_path))
 
 
@@ -238,7 +223,7 @@ def test_ignore_existing_leaves_what_is_there(
     s3.client.put_object(Bucket=bucket, Key="a", Body=b"theirs")
     assert fastsync("cp", "-R", "--ignore-existing", "src/", f"s3://{bucket}") == (0, "", "")
     assert (body(s3, bucket, "a"), body(s3, bucket, "b")) == (b"theirs", b"mine")
-    assert keys(s3, bucket) == ["a", "b"]  # and nothing of the question whether the server can
+    assert s3.keys(bucket) == ["a", "b"]  # and nothing of the question whether the server can
 
 
 def test_an_object_that_appears_meanwhile_is_not_overwritten(
@@ -312,7 +297,7 @@ def test_between_two_services(
     config.chmod(0o600)
     move = ("sync", "-c", "5M", "--config", config)
     assert fastsync(*move, f"s3://{bucket}/p", f"s3://{far}/q") == (0, "", "")
-    assert keys(moto, far) == ["q/a", "q/d/two parts"]
+    assert moto.keys(far) == ["q/a", "q/d/two parts"]
     again = fastsync(*move, "--summarize", f"s3://{bucket}/p", f"s3://{far}/q")
     assert "Copied: 0 files" in again.stdout
     assert fastsync(*move, f"s3://{far}/q", "back") == (0, "", "")
@@ -331,13 +316,13 @@ def test_mv_up_within_and_down(
     plant(tmp_path / "src", {"a": "a", "d/b": "b"})
     assert fastsync("mv", "src", f"s3://{bucket}/one") == (0, "", "")
     assert not (tmp_path / "src").exists()
-    assert keys(s3, bucket) == ["one/a", "one/d/b"]
+    assert s3.keys(bucket) == ["one/a", "one/d/b"]
     told = lines(fastsync("mv", "--json", f"s3://{bucket}/one", f"s3://{bucket}/two"))
     assert [line["operation"] for line in told].count("delete") == 2
     assert (told[-1]["copied"], told[-1]["deleted"]) == (2, 2)
-    assert keys(s3, bucket) == ["two/a", "two/d/b"]
+    assert s3.keys(bucket) == ["two/a", "two/d/b"]
     assert fastsync("mv", f"s3://{bucket}/two/*", "here/") == (0, "", "")
-    assert keys(s3, bucket) == []
+    assert s3.keys(bucket) == []
     assert (tmp_path / "here/d/b").read_text() == "b"
 
 

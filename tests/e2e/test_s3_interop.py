@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from s3_servers import S3Server, find
+from s3_servers import find
 
 if TYPE_CHECKING:
     from tests.conftest import Fastsync, Picture, Plant, Spec
@@ -22,12 +22,6 @@ TREE: Spec = {
     "dir/sub/\N{LATIN SMALL LETTER U WITH DIAERESIS}": "c",
     "dir/two parts": b"0123456789abcdef" * ((6 << 20) // 16),
 }
-
-
-@pytest.fixture
-def bucket(fastsync: Fastsync, versitygw: S3Server) -> str:
-    fastsync.environ |= versitygw.environ
-    return versitygw.new_bucket()
 
 
 @pytest.fixture

@@ -43,11 +43,6 @@ def bucket(fastsync: Fastsync, moto: S3Server) -> str:
     return moto.new_bucket()
 
 
-def keys(server: S3Server, bucket: str) -> list[str]:
-    pages = server.client.get_paginator("list_objects_v2").paginate(Bucket=bucket)
-    return [row["Key"] for page in pages for row in page.get("Contents", [])]
-
-
 def fill(server: S3Server, bucket: str, names: tuple[str, ...]) -> None:
     for name in names:
         server.client.put_object(Bucket=bucket, Key=name, Body=name.encode())
@@ -61,7 +56,7 @@ def test_between_buckets_keys_stay_as_they_are(
     other = moto.new_bucket()
     done = fastsync("sync", f"s3://{bucket}/p", f"s3://{other}/p")
     assert (done.code, done.stderr) == (0, "")
-    assert sorted(keys(moto, other)) == sorted(names)
+    assert sorted(moto.keys(other)) == sorted(names)
     for name in names:
         assert moto.client.get_object(Bucket=other, Key=name)["Body"].read() == name.encode()
     again = fastsync("sync", "--delete", "--json", f"s3://{bucket}/p", f"s3://{other}/p")
@@ -75,7 +70,7 @@ def test_a_whole_bucket_with_keys_that_begin_with_a_slash(
     fill(moto, bucket, ("/lead", "//two", "plain"))
     other = moto.new_bucket()
     assert fastsync("sync", f"s3://{bucket}", f"s3://{other}") == (0, "", "")
-    assert sorted(keys(moto, other)) == ["//two", "/lead", "plain"]
+    assert sorted(moto.keys(other)) == ["//two", "/lead", "plain"]
     done = fastsync("sync", "--summarize", f"s3://{bucket}", "here")
     assert done.code == 1
     assert "Copied: 1 files" in done.stdout
@@ -116,12 +111,12 @@ def test_markers_of_directories(
     again = fastsync("sync", "--delete", "--json", "here", f"s3://{bucket}/p")
     total = json.loads(again.stdout.splitlines()[-1])
     assert (total["copied"], total["deleted"]) == (0, 0)
-    assert keys(moto, bucket) == ["p/", "p/empty/", "p/x"]
+    assert moto.keys(bucket) == ["p/", "p/empty/", "p/x"]
     moto.client.put_object(Bucket=bucket, Key="p/full/", Body=b"content")
     assert fastsync("sync", f"s3://{bucket}/p", "here").code == 1
     assert sorted(os.listdir(tmp_path / "here")) == ["empty", "x"]
     assert fastsync("rm", "-R", f"s3://{bucket}/p/") == (0, "", "")
-    assert keys(moto, bucket) == []
+    assert moto.keys(bucket) == []
 
 
 def test_keys_of_a_thousand_bytes(
@@ -145,4 +140,4 @@ def test_names_that_are_not_utf8_do_not_go_up(
         Path(os.fsdecode(os.fsencode(tmp_path / "src") + b"/" + name)).write_bytes(name)
     done = fastsync("sync", "src", f"s3://{bucket}")
     assert (done.code, "UTF-8" in done.stderr) == (1, True)
-    assert keys(moto, bucket) == ["ok"]
+    assert moto.keys(bucket) == ["ok"]

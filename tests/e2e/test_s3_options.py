@@ -22,17 +22,6 @@ def file(tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(b"%PDF")
 
 
-@pytest.fixture
-def s3(fastsync: Fastsync, versitygw: S3Server) -> S3Server:
-    fastsync.environ |= versitygw.environ
-    return versitygw
-
-
-@pytest.fixture
-def bucket(s3: S3Server) -> str:
-    return s3.new_bucket()
-
-
 def told(done: Done, secret: str) -> str:
     """All it says, in which there must be no secret."""
     said = done.stdout + done.stderr

@@ -29,21 +29,6 @@ TREE: Spec = {
 }
 
 
-@pytest.fixture
-def s3(fastsync: Fastsync, versitygw: S3Server) -> S3Server:
-    fastsync.environ |= versitygw.environ
-    return versitygw
-
-
-@pytest.fixture
-def bucket(s3: S3Server) -> str:
-    return s3.new_bucket()
-
-
-def keys(server: S3Server, bucket: str) -> list[str]:
-    return [row["Key"] for row in server.client.list_objects_v2(Bucket=bucket).get("Contents", [])]
-
-
 def total(fastsync: Fastsync, *arguments: str) -> dict[str, Any]:
     done = fastsync("sync", "--json", *arguments)
     summary: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -192,7 +177,7 @@ def test_changes_arrive_in_both_directions(
             assert counts(total(fastsync, "--delete", *arguments)) == (0, 0, 0, 0), number
         files = {n: s for n, s in picture(src).items() if s.kind == "file"}
         assert {n: s for n, s in picture(tmp_path / "back").items() if s.kind == "file"} == files
-        assert keys(s3, bucket) == sorted(f"p/{name}" for name in files)
+        assert s3.keys(bucket) == sorted(f"p/{name}" for name in files)
 
 
 # -- deletes -----------------------------------------------------------------------------------------
@@ -209,16 +194,16 @@ def test_deletes_pass_the_gate_or_none_is_made(
         (tmp_path / f"src/f{number}").unlink()
     refused = total(fastsync, "--delete", "--max-delete", "2", "src", place)
     assert counts(refused) == (0, 0, 0, 6)
-    assert len(keys(s3, bucket)) == 6
+    assert len(s3.keys(bucket)) == 6
     dry = fastsync("sync", "-n", "--delete", "src", place)
     assert dry.stdout.count("would delete") == 3
-    assert len(keys(s3, bucket)) == 6
+    assert len(s3.keys(bucket)) == 6
     assert counts(total(fastsync, "--delete", "src", place)) == (0, 3, 0, 0)
-    assert keys(s3, bucket) == ["p/f3", "p/f4", "pq"]
+    assert s3.keys(bucket) == ["p/f3", "p/f4", "pq"]
     (tmp_path / "src/f3").unlink()
     (tmp_path / "src/f4").unlink()
     assert counts(total(fastsync, "--delete", "src", place))[1:] == (0, 0, 6)
-    assert keys(s3, bucket) == ["p/f3", "p/f4", "pq"]
+    assert s3.keys(bucket) == ["p/f3", "p/f4", "pq"]
 
 
 def test_a_source_that_is_missing_deletes_nothing(
@@ -232,7 +217,7 @@ def test_a_source_that_is_missing_deletes_nothing(
             assert (done.code, "not exist" in done.stderr) == (3, True), done
     assert fastsync("sync", "--delete", "dest", "s3://there-is-no-such-bucket/x").code == 3
     assert os.listdir(dest) == ["keep"]
-    assert keys(s3, bucket) == ["keep/me"]
+    assert s3.keys(bucket) == ["keep/me"]
 
 
 @pytest.mark.parametrize(
@@ -262,7 +247,7 @@ def test_a_source_that_is_refused_deletes_nothing(
     # The same for a destination: nothing is known about what is there.
     done = fastsync("sync", "--delete", "dest", f"s3://{bucket}/p", env=environ)
     assert done.code in (1, 5)
-    assert keys(s3, bucket) == ["p/x"]
+    assert s3.keys(bucket) == ["p/x"]
 
 
 def test_filters_hold_for_keys(
@@ -275,4 +260,4 @@ def test_filters_hold_for_keys(
     s3.client.put_object(Bucket=bucket, Key="gone", Body=b"x")
     summary = total(fastsync, "--delete", "--exclude", "cache/", "src", place)
     assert counts(summary) == (1, 1, 0, 0)
-    assert keys(s3, bucket) == ["a.txt", "b.tmp", "cache/kept"]
+    assert s3.keys(bucket) == ["a.txt", "b.tmp", "cache/kept"]

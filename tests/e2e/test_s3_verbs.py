@@ -22,22 +22,12 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def s3(fastsync: Fastsync, versitygw: S3Server) -> S3Server:
-    fastsync.environ |= versitygw.environ
-    return versitygw
-
-
-@pytest.fixture
 def bucket(s3: S3Server) -> str:
     """a (2000 bytes), d/b (1), d/e/c (2), and d.txt (3), which sorts between."""
     bucket = s3.new_bucket()
     for key, size in (("a", 2000), ("d/b", 1), ("d/e/c", 2), ("d.txt", 3)):
         s3.client.put_object(Bucket=bucket, Key=key, Body=b"x" * size)
     return bucket
-
-
-def keys(server: S3Server, bucket: str) -> list[str]:
-    return [row["Key"] for row in server.client.list_objects_v2(Bucket=bucket).get("Contents", [])]
 
 
 def lines(done: Done) -> list[dict[str, Any]]:
@@ -165,12 +155,12 @@ def test_rm(fastsync: Fastsync, s3: S3Server, bucket: str) -> None:
     assert fastsync("rm", f"s3://{bucket}/d").code == 2
     done = fastsync("rm", f"s3://{bucket}/a", f"s3://{bucket}/nope")
     assert (done.code, done.stderr.count("\n")) == (3, 1)
-    assert keys(s3, bucket) == ["d.txt", "d/b", "d/e/c"]
+    assert s3.keys(bucket) == ["d.txt", "d/b", "d/e/c"]
     assert fastsync("rm", f"s3://{bucket}/*.txt") == (0, "", "")
     assert fastsync("rm", "-R", "--exclude", "e/", f"s3://{bucket}/d") == (0, "", "")
-    assert keys(s3, bucket) == ["d/e/c"]
+    assert s3.keys(bucket) == ["d/e/c"]
     assert fastsync("rm", "-R", f"s3://{bucket}") == (0, "", "")
-    assert keys(s3, bucket) == []
+    assert s3.keys(bucket) == []
     assert fastsync("ls", f"s3://{bucket}") == (0, "", "")
     assert fastsync("rm", "-R", "s3://").code == 2
 
@@ -184,7 +174,7 @@ def test_rm_of_more_keys_than_one_call_takes(
         (s3.root / bucket / f"many/{number:04} &<>é").touch()
     summary = lines(fastsync("rm", "-R", "--json", f"s3://{bucket}/many/"))[-1]
     assert (summary["deleted"], summary["failed"], summary["exit_code"]) == (2100, 0, 0)
-    assert keys(s3, bucket) == ["a", "d.txt", "d/b", "d/e/c"]
+    assert s3.keys(bucket) == ["a", "d.txt", "d/b", "d/e/c"]
 
 
 # -- mkdir, presign ----------------------------------------------------------------------------------
@@ -194,7 +184,7 @@ def test_mkdir_makes_buckets(fastsync: Fastsync, s3: S3Server, bucket: str) -> N
     name = f"made-for-{bucket}"
     for _ in range(2):  # one that is there is fine
         assert fastsync("mkdir", f"s3://{name}") == (0, "", "")
-    assert keys(s3, name) == []
+    assert s3.keys(name) == []
     assert fastsync("mkdir", f"s3://{bucket}/prefix").code != 0
     assert fastsync("mkdir", "s3://x").code == 2
     assert fastsync("mkdir", "s3://Not_A_Bucket!").code == 2
@@ -256,7 +246,7 @@ def test_an_upload_whose_process_was_killed_is_found_and_aborted(
     assert fastsync("jobs", "clean") == (0, "", "")
     assert uploads(s3, bucket) == []
     assert fastsync("jobs", "list") == (0, "", "")
-    assert "left" not in keys(s3, bucket)
+    assert "left" not in s3.keys(bucket)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -6,6 +6,7 @@ The real servers serve a whole session, so a test takes a bucket of its own: ``m
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from hostile_s3 import HostileS3
@@ -17,6 +18,9 @@ from s3_servers import (
     running_rclone,
     running_versitygw,
 )
+
+if TYPE_CHECKING:
+    from tests.conftest import Fastsync
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +53,18 @@ def versitygw_tls(
 ) -> Iterator[S3Server]:
     with running_versitygw(tmp_path_factory.mktemp("versitygw"), tls_certificate) as server:
         yield server
+
+
+@pytest.fixture
+def s3(fastsync: Fastsync, versitygw: S3Server) -> S3Server:
+    """The server that most tests of the command take, and that the command is led to."""
+    fastsync.environ |= versitygw.environ
+    return versitygw
+
+
+@pytest.fixture
+def bucket(s3: S3Server) -> str:
+    return s3.new_bucket()
 
 
 @pytest.fixture

@@ -105,6 +105,11 @@ class S3Server:
         self.client.create_bucket(Bucket=name)
         return name
 
+    def keys(self, bucket: str) -> list[str]:
+        """All keys of a bucket, in the server's order."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket)
+        return [row["Key"] for page in pages for row in page.get("Contents", [])]
+
 
 def find(program: str) -> str | None:
     """A program of this environment, of PATH or of Go, in this order."""
