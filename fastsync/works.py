@@ -521,10 +521,11 @@ async def _one_page(entries: list[Entry]) -> AsyncGenerator[Page, None]:
 @dataclass(slots=True)
 class _Part:
     """A directory, what a wildcard means of it, or files of it with what stands in their places, on the
-    way to a sink."""
+    way to a sink. `root` is what stands at a directory's place."""
 
     source: Source
     sink: Sink
+    root: Entry | None = None
     files: list[tuple[Entry, Entry | None]] | None = None
     wild: Wildcard | None = None
 
@@ -610,7 +611,7 @@ class Works:
         elif not self._claim(store, place, is_directory=True):
             return
         self.directories.append(location)
-        self._append(_Part(store, sink))
+        self._append(_Part(store, sink, entry))
 
     async def _add_wild(self, wild: Wildcard) -> None:
         session = self._session
@@ -636,7 +637,7 @@ class Works:
         source, name = await _directory(self._session, store), store.location.name
         if (part := self._files.get(source.location)) is None:
             sink = await self._session.open_sink(place.parent())
-            part = self._files[source.location] = _Part(source, sink, [])
+            part = self._files[source.location] = _Part(source, sink, files=[])
             self._append(part)
         address = part.source.address().rstrip("/")
         standing = await standing_for_file(part.sink, place.name, (address, name))
@@ -668,6 +669,7 @@ class Works:
                     place,
                     is_sync=False,
                     wild=part.wild,
+                    root=part.root,
                     top=self._target if self._into else None,
                 )
             else:
