@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from fastsync.backend import Buffer, Entry, Progress
-from fastsync.errors import Changed, FastsyncError, NotFound, Vanished, from_os_error
+from fastsync.errors import Changed, FastsyncError, NotFound, Stalled, Vanished, from_os_error
 from fastsync_sftp import packets
 from fastsync_sftp.disk import Disk
 from fastsync_sftp.packets import DATA, EOF, HANDLE, LOST, NO_SUCH_FILE, Attributes
@@ -443,8 +443,9 @@ def into_file(disk: Disk, fd: int, where: str, progress: Progress) -> Arrivals:
 class Spreader:
     """Hands blocks of all transfers under way to the sessions that have room."""
 
-    def __init__(self, sessions: Sequence[Session]) -> None:
+    def __init__(self, sessions: Sequence[Session], stall_timeout_s: float) -> None:
         self._sessions = sessions  # the pool's own list, which changes
+        self._stall_timeout_s = stall_timeout_s
         self._transfers: list[Transfer] = []
         self.moved = 0
         self.on_hunger: Callable[[], None] = lambda: None
@@ -455,14 +456,25 @@ class Spreader:
         return any(transfer.has_blocks for transfer in self._transfers)
 
     async def carry(self, transfer: Transfer) -> None:
-        """Move a range to its end. Raises its error. When cancelled, returns only after the last block
-        has let go of buffers and descriptors."""
+        """Move a range to its end. Raises its error; Stalled if no connection takes what is left. When
+        cancelled, returns only after the last block has let go of buffers and descriptors."""
         transfer.attach(self.pump)
         self._transfers.append(transfer)
         self.pump()
         transfer._settle()  # an empty range is done already
         try:
-            await asyncio.shield(transfer.done)
+            while not transfer.done.done():
+                moved = self.moved
+                await asyncio.wait([transfer.done], timeout=self._stall_timeout_s)
+                # An answer that does not come is its session's business; this is a question not asked.
+                is_idle = moved == self.moved and not any(
+                    each.outstanding for each in self._sessions
+                )
+                if is_idle and transfer.has_blocks:
+                    transfer.fail(
+                        Stalled("no connection takes the rest", where=transfer.file.where)
+                    )
+            transfer.done.result()
         except asyncio.CancelledError:
             transfer.fail(FastsyncError("cancelled"))
             if not transfer.done.done():

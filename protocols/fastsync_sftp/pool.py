@@ -63,7 +63,7 @@ class Pool:
         self.place = place
         self.sessions: list[Session] = []
         self.disk = Disk()
-        self.spreader = Spreader(self.sessions)
+        self.spreader = Spreader(self.sessions, stall_timeout_s)
         self.dispatcher = Dispatcher(self.sessions)
         self.spreader.on_hunger = self.dispatcher.on_hunger = self._hunger
         self._first = first
@@ -171,11 +171,11 @@ class Pool:
     def _lost(self, session: Session) -> None:
         if session in self.sessions:
             self.sessions.remove(session)
+        dialer = self._dialer_of.pop(session, None)
         self._spare()
         self.spreader.lost(session)
         self.dispatcher.lost(session)
         self._is_settled = False
-        dialer = self._dialer_of.pop(session, None)
         if dialer is not None:
             task = asyncio.get_running_loop().create_task(dialer.hang_up(session))
             self._closing.add(task)

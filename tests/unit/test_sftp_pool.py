@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from fastsync.backend import StoreOptions
+from fastsync.errors import Stalled, Transient
 from fastsync.location import parse
 from fastsync_sftp.bulk import RemoteFile, Spreader, Writing, from_memory
 from fastsync_sftp.place import place_of
@@ -50,6 +51,29 @@ async def test_far_away_connections_are_made_at_once(streams: int, dialed: int) 
     await pool.aclose()
 
 
+class Nearby(FarAway):
+    """Connections to a server that is here."""
+
+    async def dial(self, session: Session, known: Known, reached: Callable[[float], None]) -> None:
+        self.dialed += 1
+        if self.dialed > 1:
+            raise Transient("one was enough")
+
+
+async def test_the_last_connection_takes_blocks_whatever_it_was_kept_for() -> None:
+    """The others are gone, and no new one can be had: the rest of a file waited for ever."""
+    pool = Pool(PLACE, Nearby(), Nearby(), 60.0, lambda _text: None)
+    pool.allow(2)
+    first = await pool.session()
+    pool.spreader.on_hunger()
+    while len(pool.sessions) < 2:
+        await asyncio.sleep(0)
+    assert first.is_spare
+    pool.sessions[1].lose(Transient("cut"))
+    assert not first.is_spare
+    await pool.aclose()
+
+
 async def test_each_lack_is_told_once() -> None:
     told: list[str] = []
     pool = Pool(PLACE, FarAway(), None, 60.0, told.append)
@@ -69,7 +93,7 @@ async def test_a_file_that_is_open_where_no_blocks_go_is_opened_elsewhere() -> N
     file = RemoteFile(b"/file", 0, "sftp://host/file")
     file.adopt(spare, b"handle")
     spare.is_spare = True
-    spreader = Spreader(sessions)
+    spreader = Spreader(sessions, 60.0)
     carrying = asyncio.create_task(
         spreader.carry(Writing(file, 0, 11, 32768, from_memory(0, bytes(11)), lambda _count: None))
     )
@@ -77,3 +101,13 @@ async def test_a_file_that_is_open_where_no_blocks_go_is_opened_elsewhere() -> N
     assert asked == [other]
     carrying.cancel()
     await asyncio.gather(carrying, return_exceptions=True)
+
+
+async def test_a_file_that_no_connection_takes_does_not_wait_for_ever() -> None:
+    spare = Session(60.0)
+    file = RemoteFile(b"/file", 0, "sftp://host/file")
+    file.adopt(spare, b"handle")
+    spare.is_spare = True
+    writing = Writing(file, 0, 11, 32768, from_memory(0, bytes(11)), lambda _count: None)
+    with pytest.raises(Stalled, match="no connection takes the rest"):
+        await Spreader([spare], 0.01).carry(writing)
