@@ -23,16 +23,17 @@ from peers import Tool, default_fastsync, default_rclone, identify, quiet_enviro
 from places import NoPlace, Place, place
 from report import Report, Result, markdown_table, say
 from s3_gateway import Gateway, NoGateway, gateway
-from s3_works import Bench, S3Result, Sizes, big, listing, memory, noop, small
+from s3_works import Bench, S3Result, Sizes, batch, big, listing, memory, noop, small
 
 WORKS: dict[str, Callable[[Bench, Gateway, Place], Iterator[Result]]] = {
     "small": small,
     "big": big,
     "ls": listing,
     "noop": noop,
+    "batch": batch,
     "memory": memory,
 }
-USUAL_WORKS = ("small", "big", "ls", "noop")
+USUAL_WORKS = ("small", "big", "ls", "noop", "batch")
 # What TLS makes dearer; for the others it would only repeat the figures.
 WORKS_WITH_TLS = ("big",)
 TOOLS = ("fastsync", "s5cmd", "rclone", "aws", "curl")

@@ -39,6 +39,7 @@ class Sizes:
     big_size: int = 1 << 30
     listed_keys: int = 200_000
     noop_objects: int = 100_000
+    batch_objects: int = 5_000
     memory_size: int = 5 << 30
     memory_keys: int = 1_000_000
 
@@ -48,6 +49,7 @@ class Sizes:
             big_size=max(1 << 20, int(self.big_size * factor)),
             listed_keys=max(1, int(self.listed_keys * factor)),
             noop_objects=max(1, int(self.noop_objects * factor)),
+            batch_objects=max(1, int(self.batch_objects * factor)),
             memory_size=max(1 << 20, int(self.memory_size * factor)),
             memory_keys=max(1, int(self.memory_keys * factor)),
         )
@@ -322,6 +324,43 @@ def noop(bench: Bench, gateway: Gateway, at: Place) -> Iterator[Result]:
         _time_goal(raced, "rclone", 1.0, 0.5),
     ]
     yield raced.result
+
+
+def batch(bench: Bench, gateway: Gateway, at: Place) -> Iterator[Result]:
+    """A batch of copies of one small object on each line, within the bucket and up, beside `cp -R`."""
+    if "fastsync" not in bench.tools:
+        return
+    objects = bench.sizes.batch_objects
+    at.require(4 * objects * (SMALL_SIZE + _INODE), 4 * objects)
+    with at.directory("batch") as here, _prefix(gateway, "batch") as source_prefix:
+        source, prefix = here / "source", gateway.bucket / "made"
+        for root in (source, source_prefix):
+            root.mkdir(exist_ok=True)
+            _make_objects(root, objects, SMALL_SIZE)
+        gateway.adopt(source_prefix)
+        raced = []
+        for work, start in (("within", f"s3://{BUCKET}/batch/"), ("up", f"{source}/")):
+            lines = here / f"{work}.txt"
+            target = f"s3://{BUCKET}/made/"
+            names = sorted(_files_below(source))
+            lines.write_text("".join(f"cp '{start}{name}' '{target}{name}'\n" for name in names))
+            tree = bench.copy_tree(gateway, "fastsync", start, target)
+            commands = [
+                bench.command(gateway, "fastsync", "run", "-q", *bench.options, lines),
+                Command("fastsync cp -R", tree.argv, tree.environment),
+            ]
+            if "s5cmd" in bench.tools:
+                commands.append(bench.command(gateway, "s5cmd", "--log", "error", "run", lines))
+            contenders = [_copying(command, source, prefix) for command in commands]
+            raced.append(bench.race(f"batch {work}", gateway, at, contenders))
+            remove(prefix)
+    for one in raced:
+        one.result.files, one.result.size = objects, objects * SMALL_SIZE
+        one.result.goals = [
+            _cpu_goal(one, "s5cmd", 0.5, None),
+            _time_goal(one, "fastsync cp -R", 1 / 0.8, 1.0),
+        ]
+        yield one.result
 
 
 def memory(bench: Bench, gateway: Gateway, at: Place) -> Iterator[Result]:

@@ -8,94 +8,214 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 from fastsync.budget import Budget
-from fastsync.errors import FastsyncError, worst_exit
-from fastsync.events import Item, Observer, Totals
+from fastsync.bundles import Bundle, bundles, run_bundle
+from fastsync.errors import FastsyncError, UsageError, worst_exit
+from fastsync.events import Item, Totals
+from fastsync.foresight import Foresight
+from fastsync.location import Location
 from fastsync.session import Request, Shared
 from fastsync.tally import KEPT_FAILURES, Summary
 from fastsync.workers import run_all
 
 # A line of one small file waits for answers most of the time; what moves is bounded by the budget.
 _AT_ONCE: Final = 4
+_COUNTS: Final = tuple(
+    each.name for each in dataclasses.fields(Totals) if each.name not in ("scanning", "current")
+)
 
 
 @dataclass(slots=True)
 class Task:
-    """A line of a batch: its number, from 1, its text, what was asked for in it, and what runs it."""
+    """A line of a batch: its number, from 1, its text, what was asked for in it, between which places (a
+    removal has no `target`), and what runs it by itself."""
 
     number: int
     text: str
     verb: str
     request: Request
+    sources: Sequence[Location]
+    target: Location | None
     start: Callable[[Request], Awaitable[Summary]]
 
 
 class _Watch:
-    """The observer of one line: tells the batch's, with the number of the line."""
+    """The observer of one line, or of several: tells the batch's, with the number of the line."""
 
-    def __init__(self, observer: Observer, name: str, number: int) -> None:
-        self._observer = observer
-        self._name = name
+    def __init__(self, batch: _Batch, tasks: Mapping[str, Task], number: int = 0) -> None:
+        observer = batch.request.observer
+        self._batch = batch
+        self._tasks = tasks
         self._number = number
-        self.wants_items = observer.wants_items
-        self.wants_skips = observer.wants_skips
+        self.told: dict[str, FastsyncError | None] = {}
+        # One line is done when its run is; of several each is told of.
+        self.wants_items = observer.wants_items or bool(tasks)
+        self.wants_skips = observer.wants_skips or bool(tasks)
 
     def item(self, item: Item) -> None:
+        observer, number = self._batch.request.observer, self._number
+        if self._tasks:
+            number = self._tasks[item.path].number
+            self.told[item.path] = item.error
         if item.error is not None:
-            item.error.where = f"{self._name}:{self._number}: {item.error.where or item.path}"
-        self._observer.item(item._replace(line=self._number))
+            item.error.where = f"{self._batch.name}:{number}: {item.error.where or item.path}"
+        wanted = observer.wants_skips if item.operation == "skip" else observer.wants_items
+        if wanted or item.error is not None:
+            observer.item(item._replace(line=number))
 
     def note(self, text: str) -> None:
-        self._observer.note(f"{self._name}:{self._number}: {text}")
+        line = f"{self._batch.name}:{self._number}: " if self._number else ""
+        self._batch.request.observer.note(line + text)
 
     def progress(self, totals: Totals) -> None:
-        """Ignore: the batch tells of all lines together."""
+        self._batch.running[id(self)] = totals
+        self._batch.tell()
+
+
+class _Batch:
+    """What the lines of a batch come to together."""
+
+    def __init__(self, name: str, request: Request, shared: Shared) -> None:
+        self.name = name
+        self.request = request
+        self.shared = shared
+        # Of the runs that are under way.
+        self.running: dict[int, Totals] = {}
+        self.failures: list[Item] = []
+        self.failed: list[Task] = []
+        self.codes: list[int] = []
+        self._ended = Totals()
+
+    def tell(self) -> Totals:
+        """Let the observer show the counts."""
+        totals = dataclasses.replace(self._ended, current={})
+        for each in self.running.values():
+            _add(totals, each)
+            totals.current.update(each.current)
+        self.request.observer.progress(totals)
+        return totals
+
+    async def run_alone(self, task: Task) -> None:
+        """Run one line."""
+        watch = _Watch(self, {}, task.number)
+        try:
+            done = await task.start(self._request(task.request, watch))
+        except FastsyncError as error:
+            item = Item("scan", task.verb, "", "", None, "", error=error)
+            watch.item(item)
+            done = Summary(Totals(failed=1), exit_code=error.exit_code, failures=[item])
+        self._end(watch, done)
+        self.codes.append(done.exit_code)
+        if done.exit_code:
+            self.failed.append(task)
+
+    async def run_together(self, bundle: Bundle, tasks: Mapping[str, Task]) -> None:
+        """Run lines of single files, `tasks` by the names of their sources."""
+        watch = _Watch(self, tasks)
+        try:
+            done, alone = await run_bundle(bundle, self._request(bundle.request, watch))
+        except FastsyncError:
+            alone = list(tasks)  # each of them is to say so
+        else:
+            self._end(watch, done)
+            lost = set(tasks).difference(alone, watch.told)
+            if lost and done.failures and (error := done.failures[-1].error) is not None:
+                # The run ended early, for a reason that would have met them as well.
+                for name in lost:
+                    self._lose(tasks[name], name, error)
+        for name, error in watch.told.items():
+            self.codes.append(0 if error is None else error.exit_code)
+            if error is not None:
+                self.failed.append(tasks[name])
+        if alone:
+            width = min(len(alone), _AT_ONCE * self.request.settings.jobs)
+            await run_all(width, (self.run_alone(tasks[name]) for name in alone))
+
+    def _lose(self, task: Task, name: str, error: FastsyncError) -> None:
+        watch = _Watch(self, {}, task.number)
+        lost = type(error)(error.message, hint=error.hint)
+        item = Item("copy", name, "", "", None, "", error=lost)
+        watch.item(item)
+        self._end(watch, Summary(Totals(failed=1), failures=[item]))
+        self.codes.append(lost.exit_code)
+        self.failed.append(task)
+
+    def _request(self, request: Request, watch: _Watch) -> Request:
+        return dataclasses.replace(request, observer=watch, shared=self.shared)
+
+    def _end(self, watch: _Watch, done: Summary) -> None:
+        self.running.pop(id(watch), None)
+        _add(self._ended, done.totals)
+        self.failures.extend(done.failures[: KEPT_FAILURES - len(self.failures)])
+        self.tell()
 
 
 async def run_batch(
     tasks: Sequence[Task], name: str, request: Request
 ) -> tuple[Summary, list[Task]]:
     """Run the lines of the batch called `name`; what all did together, and those that failed. The exit code
-    is 1 if some lines went well, and some did not. `request` has the budgets and the observer."""
+    is 1 if some lines went well, and some did not. `request` has the budgets and the observer. Raises
+    UsageError for a line that cannot be carried out, before the first one is."""
     started = time.monotonic()
-    settings, observer = request.settings, request.observer
+    settings = request.settings
     shared = Shared(Budget(settings.parallel_streams), Budget(settings.buffer_size))
-    totals, failures, failed = Totals(), list[Item](), list[Task]()
-    codes: list[int] = []
-
-    async def one(task: Task) -> None:
-        watch = _Watch(observer, name, task.number)
-        try:
-            done = await task.start(
-                dataclasses.replace(task.request, observer=watch, shared=shared)
-            )
-        except FastsyncError as error:
-            item = Item("scan", task.verb, "", "", None, "", error=error)
-            watch.item(item)
-            done = Summary(Totals(failed=1), exit_code=error.exit_code, failures=[item])
-        _add(totals, done.totals)
-        failures.extend(done.failures[: KEPT_FAILURES - len(failures)])
-        codes.append(done.exit_code)
-        if done.exit_code:
-            failed.append(task)
-        observer.progress(totals)
-
+    batch = _Batch(name, request, shared)
     try:
-        await run_all(min(len(tasks), _AT_ONCE * settings.jobs), (one(task) for task in tasks))
+        async with Foresight(shared) as foresight:
+            for task in tasks:
+                try:
+                    await foresight.refuse(task.verb, task.sources, task.target, task.request)
+                except UsageError as error:
+                    told = f"{error.where}: {error.message}" if error.where else error.message
+                    where = f"{name}:{task.number}"
+                    raise UsageError(told, where=where, hint=error.hint) from error
+        units = list(_units(batch, tasks))
+        await run_all(min(len(units), _AT_ONCE * settings.jobs), (unit() for unit in units))
     finally:
         await shared.aclose()
+    totals = batch.tell()
     totals.scanning = False
-    observer.progress(totals)
-    failed.sort(key=lambda task: task.number)
-    code = 1 if 0 < len(failed) < len(tasks) else worst_exit(codes)
-    return Summary(totals, time.monotonic() - started, code, failures), failed
+    request.observer.progress(totals)
+    batch.failed.sort(key=lambda task: task.number)
+    is_mixed = 0 < len(batch.failed) < len(tasks)
+    code = 1 if is_mixed else worst_exit(batch.codes)
+    return Summary(totals, time.monotonic() - started, code, batch.failures), batch.failed
+
+
+def _units(
+    batch: _Batch, tasks: Sequence[Task]
+) -> Iterator[Callable[[], Coroutine[Any, Any, None]]]:
+    """What is run at once: copies of files between the same directories, and lines by themselves."""
+    found: dict[tuple[int, Location, Location], list[tuple[Bundle, dict[str, Task]]]] = {}
+    for task in tasks:
+        source, target = task.sources[0], task.target
+        if (
+            task.verb != "cp"
+            or target is None
+            or len(task.sources) > 1
+            or not bundles(task.request, source, target)
+        ):
+            yield partial(batch.run_alone, task)
+            continue
+        here, there = source.parent(), target.parent()
+        same = found.setdefault((id(task.request), here, there), [])
+        # A name that goes to two places goes twice.
+        into = next((one for one in same if source.name not in one[1]), None)
+        if into is None:
+            into = Bundle(task.request, here, there), {}
+            same.append(into)
+        into[0].names[source.name] = target.name
+        into[1][source.name] = task
+    for same in found.values():
+        for bundle, members in same:
+            yield partial(batch.run_together, bundle, members)
 
 
 def _add(totals: Totals, more: Totals) -> None:
-    for each in dataclasses.fields(Totals):
-        if each.name not in ("scanning", "current"):
-            setattr(totals, each.name, getattr(totals, each.name) + getattr(more, each.name))
+    for each in _COUNTS:
+        setattr(totals, each, getattr(totals, each) + getattr(more, each))

@@ -449,15 +449,15 @@ async def _or_fault(pages: AsyncIterator[Page]) -> AsyncIterator[Page]:
         yield Page([], [Fault("", error)])
 
 
-def _files(
+def files(
     request: Request,
     source: Source,
     sink: Sink,
     pairs: Sequence[tuple[Entry, Entry | None]],
-    name: str | None = None,
+    rename: Callable[[str], str] | None = None,
 ) -> Work:
-    """Files of one directory, which the user named, each with what stands in its place; a single one
-    may get another `name`."""
+    """Files of one directory, which the user named, each with what stands in its place; `rename` gives
+    them other names."""
     chosen = request.filter()
     rules = rules_for(request, chosen, source, sink)
     rules = dataclasses.replace(rules, delete=False, conflict_hint=None)
@@ -473,7 +473,7 @@ def _files(
         sink,
         _as_itself(pages) if source.location.stands_alone else pages,
         write_options(request.settings, sink),
-        rename=None if name is None else lambda _path: name,
+        rename=rename,
         differ=rules.attributes_differ,
         decide=_settled(rules),
         yields=request.settings.ignore_existing,
@@ -488,7 +488,7 @@ async def file(session: Session, store: Source, target: Location) -> Work:
     sink = await session.open_sink(target.parent())
     standing = await standing_for_file(sink, to, (source.address().rstrip("/"), name))
     entry = (await store.stat("", follow=True))._replace(path=name)
-    work = _files(session.request, source, sink, [(entry, standing)], to)
+    work = files(session.request, source, sink, [(entry, standing)], lambda _name: to)
     if standing is not None:
         work.backup = await backup_for(session, sink, sink, sink.location)
     return work
@@ -658,6 +658,9 @@ class Works:
         self._merges = True
         return True
 
+    def _renamed(self, _name: str) -> str:
+        return self._target.name
+
     async def made(self) -> AsyncIterator[Work]:
         """The works, each made when the one before it is planned."""
         for index, part in enumerate(self._parts):
@@ -673,8 +676,8 @@ class Works:
                     top=self._target if self._into else None,
                 )
             else:
-                name = None if self._into else self._target.name
-                work = _files(self._request, part.source, part.sink, part.files, name)
+                rename = None if self._into else self._renamed
+                work = files(self._request, part.source, part.sink, part.files, rename)
                 top = self._target if self._into else part.sink.location
                 work.backup = await backup_for(self._session, part.sink, part.sink, top)
             work.last = self._merges and index > 0

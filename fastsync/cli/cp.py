@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from fastsync.cli.options import TRANSFER, RuledCommand, with_options
-from fastsync.cli.places import PLACE
+from fastsync.cli.places import PLACE, Sources
 from fastsync.cli.transfer import run_transfer
 from fastsync.location import STREAM
 
@@ -28,7 +28,7 @@ Examples:
 
 
 @click.command(cls=RuledCommand, epilog=_EXAMPLES)
-@click.argument("sources", type=PLACE, nargs=-1, required=True, metavar="SRC...")
+@click.argument("sources", cls=Sources, type=PLACE, nargs=-1, required=True, metavar="SRC...")
 @click.argument("destination", type=PLACE, metavar="DST")
 @with_options([name for name in TRANSFER if name not in _NOT_HERE])
 @click.pass_context

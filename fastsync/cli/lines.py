@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import shlex
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any, Final
@@ -15,6 +15,7 @@ from fastsync.batch import Task
 from fastsync.cli.options import request_for, resolved, rules_of
 from fastsync.copying import run_cp, run_sync
 from fastsync.errors import FastsyncError, UsageError
+from fastsync.location import Location
 from fastsync.registry import Registry
 from fastsync.session import Request, located
 
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     from fastsync.tally import Summary
 
 _LONGEST: Final = 256 << 10
+# Words and their pieces as the shell has them (POSIX.1-2017, Shell Command Language, 2.2).
+_BLANK: Final = " \t\r\n"
+_PIECE: Final = re.compile(r"""[^ \t\r\n'"\\]++|\\.|'[^']*+'|"(?:[^"\\]|\\.)*+\"""", re.DOTALL)
+_QUOTES: Final = frozenset("'\"\\")
+_WORD: Final = re.compile(rf"[{_BLANK}]*+(?!#)((?:{_PIECE.pattern})++)", re.DOTALL)
 _VERBS: Final = ("cp", "sync", "mv", "rm")
 _PLACES: Final = ("sources", "source", "places", "destination")
 # What is shown, and how, is for the whole batch.
@@ -67,8 +73,8 @@ class _Reader:
         self._values = {name: value for name, value in values.items() if value not in (None, ())}
         self._whole = whole
         self._parsers: dict[str, tuple[click.Command, Any]] = {}
-        # Most lines of a batch have the options of the line before.
         self._requests: dict[tuple[str, str], Request] = {}
+        self._known: dict[tuple[str, ...], Request] = {}  # by the words before the places
         self._registry = Registry.from_entry_points()
         self._schemes: set[str] = set()
 
@@ -79,42 +85,61 @@ class _Reader:
         text = line.decode("utf-8", "surrogateescape").rstrip("\r\n")
         if "\0" in text:
             raise UsageError("a NUL character in a line")
-        try:
-            words = shlex.split(text, comments=True)
-        except ValueError as error:
-            raise UsageError(f"the quoting is wrong: {error}") from error
+        words = split(text)
         if not words:
             return None
         verb, *arguments = words
         if verb not in _VERBS:
             raise UsageError(f"'{verb[:40]}' cannot be in a batch", hint=f"{', '.join(_VERBS)} can")
-        command, parser = self._parser(verb)
-        options, _, order = parser.parse_args(list(arguments))
-        places = {key: options.pop(key) for key in _PLACES if key in options}
-        key = (verb, repr((sorted(options.items()), [each.name for each in order])))
-        request = self._requests.get(key)
-        if request is None or _lacks_place(places):
-            request = self._requests[key] = self._request(command, verb, arguments)
-        sources, destination = _named(places)
+        request, places, destination = self._understood(verb, arguments)
+        sources = [self._located(place) for place in places]
+        target = None if destination is None else self._located(destination)
         start: Callable[[Request], Awaitable[Summary]]
-        if verb == "rm":
+        if target is None:
             from fastsync.removal import run_rm
 
             start = partial(run_rm, sources)
         elif verb == "sync":
-            start = partial(run_sync, sources[0], destination)
+            start = partial(run_sync, sources[0], target)
         elif verb == "mv":
             from fastsync.moving import run_mv
 
-            start = partial(run_mv, sources, destination)
+            start = partial(run_mv, sources, target)
         else:
-            start = partial(run_cp, sources, destination)
-        for place in (*sources, *([] if verb == "rm" else [destination])):
-            location = located(place)
-            if location.is_stream:
-                raise UsageError("standard input and output cannot be in a batch")
-            self._check_scheme(location.scheme)
-        return Task(number, text, verb, request, start)
+            start = partial(run_cp, sources, target)
+        return Task(number, text, verb, request, sources, target, start)
+
+    def _understood(
+        self, verb: str, arguments: list[str]
+    ) -> tuple[Request, Sequence[str], str | None]:
+        """The request, the sources and the destination of a line. Most lines of a batch have the options of
+        the line before, and click takes long to see that."""
+        count = 1 if verb == "rm" else 2
+        places = arguments[-count:]
+        key = (verb, *arguments[:-count])
+        if len(places) == count and not any(place.startswith("-") for place in places):
+            if (request := self._known.get(key)) is not None:
+                return request, places[:1], None if verb == "rm" else places[1]
+        command, parser = self._parser(verb)
+        options, _, order = parser.parse_args(list(arguments))
+        named = {key: options.pop(key) for key in _PLACES if key in options}
+        signature = (verb, repr((sorted(options.items()), [each.name for each in order])))
+        request = self._requests.get(signature)
+        if request is None or _lacks_place(named):
+            request = self._requests[signature] = self._request(command, verb, arguments)
+        sources, destination = _named(named)
+        if [*sources, *([] if destination is None else [destination])] == places:
+            self._known[key] = request
+        return request, sources, destination
+
+    def _located(self, place: str) -> Location:
+        location = located(place)
+        if location.is_stream:
+            raise UsageError("standard input and output cannot be in a batch")
+        if location.scheme not in self._schemes:
+            self._registry.load(location.scheme)  # raises UsageError for one that nobody serves
+            self._schemes.add(location.scheme)
+        return location
 
     def _parser(self, verb: str) -> tuple[click.Command, Any]:
         known = self._parsers.get(verb)
@@ -140,18 +165,41 @@ class _Reader:
         )
         return dataclasses.replace(request, settings=settings)
 
-    def _check_scheme(self, scheme: str) -> None:
-        """Raises UsageError for a scheme that nobody serves."""
-        if scheme not in self._schemes:
-            self._registry.load(scheme)
-            self._schemes.add(scheme)
-
 
 def _lacks_place(places: Mapping[str, Any]) -> bool:
     """True when a parse in full will say what is missing."""
     return not all(place and isinstance(place, str | tuple | list) for place in places.values())
 
 
-def _named(places: Mapping[str, Any]) -> tuple[Sequence[str], str]:
+def _named(places: Mapping[str, Any]) -> tuple[Sequence[str], str | None]:
     sources = places.get("sources") or places.get("places") or (places["source"],)
-    return list(sources), places.get("destination", "")
+    return list(sources), places.get("destination")
+
+
+def split(text: str) -> list[str]:
+    """The words of a line with the quoting of a POSIX shell, where a comment begins with a word that begins
+    with "#" (`shlex` takes "a#b" for a word and a comment). Raises UsageError."""
+    words: list[str] = []
+    position = 0
+    while (match := _WORD.match(text, position)) is not None:
+        word, position = match[1], match.end()
+        if word[0] == word[-1] == "'" and word.count("'") == 2:
+            word = word[1:-1]
+        elif not _QUOTES.isdisjoint(word):
+            word = "".join(map(_unquoted, _PIECE.finditer(word)))
+        words.append(word)
+    rest = text[position:].lstrip(_BLANK)
+    if rest and not rest.startswith("#"):
+        raise UsageError(
+            "the quoting is wrong: no end of a quotation, or nothing after a backslash"
+        )
+    return words
+
+
+def _unquoted(piece: re.Match[str]) -> str:
+    text = piece[0]
+    if text[0] == "'":
+        return text[1:-1]
+    if text[0] == '"':
+        return re.sub(r'\\(["\\$`])', r"\1", text[1:-1])
+    return text[1:] if text[0] == "\\" else text

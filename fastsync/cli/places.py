@@ -5,6 +5,7 @@ A listing is remembered for a minute, and one that takes longer than a second is
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -38,6 +39,19 @@ class PlaceType(click.ParamType[str]):
 
 
 PLACE: Final = PlaceType()
+
+
+class Sources(click.Argument):
+    """Some sources, in front of a destination: a place that is alone is a source."""
+
+    def handle_parse_result(
+        self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]
+    ) -> tuple[Any, list[str]]:
+        given = opts.get(str(self.name))
+        if isinstance(opts.get("destination"), str) and not (isinstance(given, tuple) and given):
+            (destination,) = (one for one in ctx.command.params if one.name == "destination")
+            raise click.MissingParameter(ctx=ctx, param=destination)
+        return super().handle_parse_result(ctx, opts, args)
 
 
 def _listed(directory: str, values: dict[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ mv b to/
 @pytest.fixture
 def tree(plant: Plant, tmp_path: Path) -> Path:
     plant(tmp_path, {"a": "a", "b": "b", "dir/c": "c", "old/d": "d", "to/": ""})
+    (tmp_path / "link").symlink_to("dir")
     (tmp_path / "batch").write_text(BATCH)
     return tmp_path
 
@@ -70,8 +72,8 @@ def test_a_dry_run_of_a_batch_changes_nothing(fastsync: Fastsync, tree: Path) ->
     [
         ("run batch", "'run' cannot be in a batch"),
         ("frobnicate a b", "'frobnicate'"),
-        ("cp a", "missing argument"),
-        ("cp", "missing argument"),
+        ("cp a", "missing argument 'DST'"),
+        ("cp", "missing argument 'SRC...'"),
         ("cp --frob a to/a", "no such option '--frob'"),
         ("cp --help", "no such option '--help'"),
         ("cp -c 8Q a to/a", "'8Q'"),
@@ -83,6 +85,24 @@ def test_a_dry_run_of_a_batch_changes_nothing(fastsync: Fastsync, tree: Path) ->
         ("cp a nosuch://a/b", "nosuch"),
         ("cp --interactive a to/a", "--interactive"),
         ("cp a " + "x" * 300_000, "too long"),
+        ("cp a a", "same place"),
+        ("cp a .", "same place"),
+        ("cp dir/c dir/", "same place"),
+        ("cp dir/c link", "same place"),
+        ("cp -R dir dir/x/", "the destination is inside the source"),
+        ("sync dir link", "same place"),
+        ("sync dir dir/x", "the destination is inside the source"),
+        ("sync dir .", "the source is inside the destination"),
+        ("mv dir dir/x", "the destination is inside the source"),
+        ("cp a b a", "several sources need a directory"),
+        ("cp --checksum --size-only a to/a", "exclude each other"),
+        ("cp --fail-on-conflict a to/a", "--fail-on-conflict"),
+        ("cp --backup-dir to a to/", "the backup overlaps"),
+        ("cp -R --exclude [ dir to/dir", "unclosed ["),
+        ("sync --files-from nosuch dir to/", "nosuch"),
+        ("cp a http://localhost/a", "can only be read"),
+        ("mv http://localhost/a to/a", "can only be read"),
+        ("rm http://localhost/a", "can only be read"),
     ],
     ids=lambda value: value[:16],
 )
@@ -102,3 +122,39 @@ def test_options_that_do_not_fit(fastsync: Fastsync, tree: Path, option: tuple[s
     assert done.code == 2
     assert option[0] in done.stderr
     assert not list((tree / "to").iterdir())
+
+
+def test_files_of_one_directory_travel_together(
+    fastsync: Fastsync, plant: Plant, tmp_path: Path
+) -> None:
+    """Those that are none, or have other places to go, by themselves; each is told by its line."""
+    plant(tmp_path, {f"from/{number:02}": str(number) for number in range(40)})
+    plant(tmp_path, {"to/07/x": "", "to/08": "old", "from/dir/x": "", "to/09": "9"})
+    for path in ("from/09", "to/09"):
+        os.utime(tmp_path / path, (1e9, 1e9))
+    lines = [f"cp from/{number:02} to/{number:02}" for number in range(40)]
+    lines += ["cp from/01 to/again", "cp from/gone to/gone", "cp from/dir to/dir", "cp from/02 to/"]
+    (tmp_path / "batch").write_text("".join(f"{line}\n" for line in lines))
+    done = fastsync("run", "--json", "-vv", "batch")
+    *items, summary = map(json.loads, done.stdout.splitlines())
+    assert done.code == 1
+    failed = {item["line"]: item for item in items if not item["success"]}
+    assert set(failed) == {42, 43}
+    assert failed[42]["error"] == "batch:42: from/gone: no such file or directory"
+    assert failed[43]["error"].startswith("batch:43: from/dir: it is a directory")
+    assert {item["line"] for item in items} == set(range(1, 45))
+    assert [item["line"] for item in items if item["operation"] == "skip"][:1] == [10]
+    assert (tmp_path / "to/07/07").read_text() == "7"
+    assert (tmp_path / "to/08").read_text() == "8"
+    assert (tmp_path / "to/again").read_text() == "1"
+    assert len(list((tmp_path / "to").iterdir())) == 41
+    assert (summary["failed"], summary["exit_code"]) == (2, 1)
+
+
+def test_a_hash_inside_a_word_is_no_comment(
+    fastsync: Fastsync, plant: Plant, tmp_path: Path
+) -> None:
+    plant(tmp_path, {"a": "not this", "a#1": "this", "a b": "c"})
+    (tmp_path / "batch").write_text("rm a#1 # gone\ncp a\\ b \"a'\"c'#'\n#rm a\n")
+    assert fastsync("run", "batch") == (0, "", "")
+    assert sorted(os.listdir(tmp_path)) == ["a", "a b", "a'c#", "batch"]

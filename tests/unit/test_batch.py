@@ -25,7 +25,8 @@ async def test_lines_share_protocols_until_the_last_is_done(tmp_path: Path) -> N
         backends.update(map(id, request.shared.backends.values()))
         return Summary(Totals(files_copied=1))
 
-    tasks = [Task(number, "cp", "cp", Request(), start) for number in range(1, 6)]
+    places = [located(tmp_path / "a")]
+    tasks = [Task(number, "rm", "rm", Request(), places, None, start) for number in range(1, 6)]
     summary, failed = await run_batch(tasks, "batch", Request())
     assert (len(backends), len(stores), failed) == (1, 5, [])
     assert (summary.exit_code, summary.totals.files_copied) == (0, 5)
@@ -41,7 +42,7 @@ async def test_some_that_fail_are_one_and_all_are_the_worst(
                 raise NotFound("gone")
             return Summary(Totals(), exit_code=8 if number in fail else 0)
 
-        return Task(number, "cp", "cp", Request(), start)
+        return Task(number, "rm", "rm", Request(), [located("a")], None, start)
 
     summary, failed = await run_batch([task(number) for number in (3, 1, 2)], "batch", Request())
     assert summary.exit_code == code

@@ -1,0 +1,144 @@
+"""Single files that are copied between the same two directories, each under a name of its own: looked for in
+one listing of each side, and copied together, as a tree is.
+
+What turns out to be anything but a file in the place of a file, or of nothing, is handed back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+from collections.abc import AsyncIterator, Collection
+from dataclasses import dataclass, field
+from typing import Final
+
+from fastsync.backend import Entry, ScanOptions, Source, closing
+from fastsync.engine import Work
+from fastsync.errors import FastsyncError, NotFound
+from fastsync.location import Location
+from fastsync.session import Request, Session
+from fastsync.tally import Summary
+from fastsync.wildcards import find
+from fastsync.works import engine_for, files
+
+# Fewer names are looked at one by one.
+_LISTED_FROM: Final = 16
+# A listing is given up that has more to it than what is looked for.
+_MOST_LISTED: Final = 1000
+_MOST_FOR_EACH: Final = 4
+
+
+@dataclass(slots=True)
+class Bundle:
+    """Two directories, and what goes from one to the other: the name there by the name here."""
+
+    request: Request
+    source: Location
+    target: Location
+    names: dict[str, str] = field(default_factory=dict)
+
+
+def bundles(request: Request, source: Location, target: Location) -> bool:
+    """Whether a copy of `source` to `target` can be one of a bundle, if a file is all that stands there."""
+    settings = request.settings
+    places = (source, target)
+    return (
+        not any(place.is_directory_like or place.stands_alone for place in places)
+        and all(place.name not in ("", ".", "..") for place in places)
+        and (settings.raw or find(source) is None)
+        and settings.files_from is None
+        and settings.backup_dir is None
+        and settings.manifest is None
+    )
+
+
+async def run_bundle(bundle: Bundle, request: Request) -> tuple[Summary, list[str]]:
+    """Copy what is a file; what was done, and the names of what has to be looked at by itself. Raises what
+    opening the places raises."""
+    settings = request.settings
+    async with Session(request) as session:
+        source = await session.open(bundle.source, follow=True)
+        sink = await session.open_sink(bundle.target)
+        options = ScanOptions(
+            recursive=False,
+            owner=settings.owner,
+            missing_ok=True,
+            details=not settings.ignore_times,
+        )
+        links = dataclasses.replace(
+            options, links="follow" if settings.links == "follow" else "keep"
+        )
+        width = settings.jobs
+        ours, theirs = await asyncio.gather(
+            _found(source, bundle.names, links, width),
+            _found(sink, set(bundle.names.values()), options, width),
+        )
+        pairs: list[tuple[Entry, Entry | None]] = []
+        alone: list[str] = []
+        for name, to in bundle.names.items():
+            entry = ours.get(name)
+            standing = theirs.get(to)
+            is_known = to in theirs and (standing is None or standing.kind == "file")
+            if entry is not None and entry.kind == "file" and is_known:
+                pairs.append((entry, standing))
+            else:
+                alone.append(name)
+        renamed = any(name != to for name, to in bundle.names.items())
+        work = files(request, source, sink, pairs, bundle.names.__getitem__ if renamed else None)
+        return await engine_for(session).run(_one(work)), alone
+
+
+async def _one(work: Work) -> AsyncIterator[Work]:
+    yield work
+
+
+async def _found(
+    store: Source, names: Collection[str], options: ScanOptions, width: int
+) -> dict[str, Entry | None]:
+    """What stands at these names, None for nothing; those that cannot be told are not in the answer."""
+    if len(names) >= _LISTED_FROM:
+        listed = await _listed(store, names, options)
+        if listed is not None:
+            return listed
+    found: dict[str, Entry | None] = {}
+
+    async def look(name: str) -> None:
+        try:
+            found[name] = await store.stat(name)
+        except NotFound:
+            found[name] = None
+        except FastsyncError:
+            pass  # who looks again hears of it
+
+    waiting = iter(names)
+
+    async def worker() -> None:
+        for name in waiting:
+            await look(name)
+
+    await asyncio.gather(*(worker() for _ in range(min(width, len(names)))))
+    return found
+
+
+async def _listed(
+    store: Source, names: Collection[str], options: ScanOptions
+) -> dict[str, Entry | None] | None:
+    """See `_found`; None for a listing that is too long, or cannot be had."""
+    found: dict[str, Entry | None] = dict.fromkeys(names)
+    start = os.path.commonprefix(list(names))  # noqa: RUF071 - of names, no paths
+    left = _MOST_LISTED + _MOST_FOR_EACH * len(found)
+    options = dataclasses.replace(options, starting_with=start)
+    try:
+        async with closing(store.scan(options)) as pages:
+            async for page in pages:
+                left -= len(page.entries)
+                if page.faults or left < 0:
+                    return None
+                for entry in page.entries:
+                    # A store may have a file and a directory of one name; the file goes first.
+                    if entry.path in found and (found[entry.path] is None or entry.kind == "file"):
+                        found[entry.path] = entry
+    except FastsyncError:
+        return None
+    return found

@@ -1,0 +1,149 @@
+"""What speaks against a copy, a move or a removal, whatever stands at its places: found without touching any
+of them, so that a batch is refused before its first line runs.
+
+What hangs on what stands there is looked at only where the addresses make it likely that one place is inside
+the other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Final
+
+from fastsync.backend import LocalFiles, offers
+from fastsync.errors import FastsyncError, UsageError
+from fastsync.events import Silent
+from fastsync.location import Location
+from fastsync.session import Request, Session, Shared, as_sink
+from fastsync.wildcards import find
+from fastsync.works import (
+    Works,
+    backup_for,
+    into,
+    is_directory,
+    refuse_overlap,
+    write_options,
+)
+
+# Each place is a store, which costs some memory.
+_MOST_PLACES: Final = 1000
+
+
+class Foresight:
+    """Looks at lines of a batch, all with the connections of the run itself."""
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self._stack = AsyncExitStack()
+        self._sessions: dict[int, Session] = {}
+        self._addresses: dict[tuple[int, Location, bool], str] = {}
+
+    async def __aenter__(self) -> Foresight:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._stack.__aexit__(kind, error, trace)
+
+    async def refuse(
+        self, verb: str, sources: Sequence[Location], target: Location | None, request: Request
+    ) -> None:
+        """Raises UsageError for what cannot be asked. A place that is out of reach is no reason: what comes
+        of that is for the line itself to tell."""
+        try:
+            session = await self._session(request)
+            if verb in ("mv", "rm"):
+                for source in sources:
+                    as_sink(await session.open(source.parent()))
+            if target is None:
+                return
+            if len(sources) > 1:
+                await Works(session, target).begin(sources)
+            for source in sources:
+                await self._refuse_pair(session, verb, source, target)
+        except UsageError:
+            raise
+        except FastsyncError:
+            return
+
+    async def _refuse_pair(
+        self, session: Session, verb: str, source: Location, target: Location
+    ) -> None:
+        settings = session.request.settings
+        if settings.backup_dir is not None:
+            store, sink = await session.open(source), await session.open_sink(target)
+            await backup_for(session, store, sink, target)
+        if not settings.raw and (wild := find(source)) is not None:
+            base, sink = await session.open(wild.base), await session.open_sink(target)
+            refuse_overlap(base, sink, wild)
+            return
+        ours = await self._place(session, source)
+        theirs = await self._place(session, target, is_written=True)
+        is_same = ours == theirs
+        landing = theirs
+        if theirs == ours.rpartition("/")[0]:
+            # A file goes into the directory that holds it; a tree is for below.
+            is_same = is_same or verb != "sync" or not await is_directory(session, source)
+        elif verb != "sync" and target.is_directory_like and into(target, source) != target:
+            landing = f"{theirs}/{source.name}"
+            is_same = is_same or landing == ours
+        if is_same:
+            raise UsageError("source and destination are the same place", where=str(target))
+        is_tree = verb in ("sync", "mv") or settings.recursive
+        if is_tree and (_inside(landing, ours) or _inside(ours, landing)):
+            # In a bucket a file may go there: it has directories and files of one name.
+            if await is_directory(session, source):
+                place = target if landing == theirs else into(target, source)
+                refuse_overlap(await session.open(source), await session.open_sink(place))
+
+    async def _place(
+        self, session: Session, location: Location, *, is_written: bool = False
+    ) -> str:
+        """The address of a place. Of many files in one directory only that is opened."""
+        if location.is_directory_like or location.stands_alone or not location.name:
+            return await self._address(session, location, is_written=is_written)
+        above = await self._address(session, location.parent(), is_written=is_written)
+        address = f"{above}/{location.name}"
+        if offers(await session.open(location.parent()), LocalFiles):
+            # A link to a directory is that directory; one to a file is replaced.
+            whole = (await session.open(location)).address().rstrip("/")
+            if whole != address and await is_directory(session, location):
+                return whole
+        return address
+
+    async def _address(self, session: Session, location: Location, *, is_written: bool) -> str:
+        key = (id(session), location, is_written)
+        known = self._addresses.get(key)
+        if known is None:
+            if is_written:
+                sink = await session.open_sink(location)
+                write_options(session.request.settings, sink)
+                known = sink.address().rstrip("/")
+            else:
+                known = (await session.open(location)).address().rstrip("/")
+            self._addresses[key] = known
+        return known
+
+    async def _session(self, request: Request) -> Session:
+        session = self._sessions.get(id(request))
+        if session is None or len(self._addresses) > _MOST_PLACES:
+            await self._stack.aclose()
+            self._addresses.clear()
+            request.filter()  # a pattern that is wrong
+            self._sessions = {}
+        if (session := self._sessions.get(id(request))) is None:
+            quiet = dataclasses.replace(request, observer=Silent(), shared=self._shared)
+            session = await self._stack.enter_async_context(Session(quiet))
+            self._sessions[id(request)] = session
+        return session
+
+
+def _inside(inner: str, outer: str) -> bool:
+    return inner.startswith(outer + "/")
