@@ -14,7 +14,8 @@ from functools import partial
 from typing import Any, Final
 
 from fastsync.budget import Budget
-from fastsync.bundles import Bundle, bundles, run_bundle
+from fastsync.bundles import Bundle, directories_of, run_bundle
+from fastsync.engine import TICK_S
 from fastsync.errors import FastsyncError, UsageError, worst_exit
 from fastsync.events import Item, Totals
 from fastsync.foresight import Foresight
@@ -33,7 +34,8 @@ _COUNTS: Final = tuple(
 @dataclass(slots=True)
 class Task:
     """A line of a batch: its number, from 1, its text, what was asked for in it, between which places (a
-    removal has no `target`), and what runs it by itself."""
+    removal has no `target`), and what runs it by itself. `between` has the directories of what may be one of
+    a bundle."""
 
     number: int
     text: str
@@ -42,6 +44,7 @@ class Task:
     sources: Sequence[Location]
     target: Location | None
     start: Callable[[Request], Awaitable[Summary]]
+    between: tuple[Location, Location] | None = None
 
 
 class _Watch:
@@ -90,14 +93,20 @@ class _Batch:
         self.failed: list[Task] = []
         self.codes: list[int] = []
         self._ended = Totals()
+        self._told_s = 0.0
 
-    def tell(self) -> Totals:
-        """Let the observer show the counts."""
+    def tell(self) -> None:
+        """Let the observer show the counts, if it is time: each of many runs asks for it."""
+        if time.monotonic() - self._told_s >= TICK_S:
+            self.request.observer.progress(self.totals())
+            self._told_s = time.monotonic()
+
+    def totals(self) -> Totals:
+        """What has ended and what is under way."""
         totals = dataclasses.replace(self._ended, current={})
         for each in self.running.values():
             _add(totals, each)
             totals.current.update(each.current)
-        self.request.observer.progress(totals)
         return totals
 
     async def run_alone(self, task: Task) -> None:
@@ -168,8 +177,13 @@ async def run_batch(
     try:
         async with Foresight(shared) as foresight:
             for task in tasks:
+                if task.verb == "cp" and len(task.sources) == 1 and task.target is not None:
+                    task.between = directories_of(task.request, task.sources[0], task.target)
                 try:
-                    await foresight.refuse(task.verb, task.sources, task.target, task.request)
+                    if task.between is None or not await foresight.parts(
+                        task.request, *task.between
+                    ):
+                        await foresight.refuse(task.verb, task.sources, task.target, task.request)
                 except UsageError as error:
                     told = f"{error.where}: {error.message}" if error.where else error.message
                     where = f"{name}:{task.number}"
@@ -178,7 +192,7 @@ async def run_batch(
         await run_all(min(len(units), _AT_ONCE * settings.jobs), (unit() for unit in units))
     finally:
         await shared.aclose()
-    totals = batch.tell()
+    totals = batch.totals()
     totals.scanning = False
     request.observer.progress(totals)
     batch.failed.sort(key=lambda task: task.number)
@@ -194,15 +208,10 @@ def _units(
     found: dict[tuple[int, Location, Location], list[tuple[Bundle, dict[str, Task]]]] = {}
     for task in tasks:
         source, target = task.sources[0], task.target
-        if (
-            task.verb != "cp"
-            or target is None
-            or len(task.sources) > 1
-            or not bundles(task.request, source, target)
-        ):
+        if task.between is None or target is None:
             yield partial(batch.run_alone, task)
             continue
-        here, there = source.parent(), target.parent()
+        here, there = task.between
         same = found.setdefault((id(task.request), here, there), [])
         # A name that goes to two places goes twice.
         into = next((one for one in same if source.name not in one[1]), None)

@@ -39,18 +39,20 @@ class Bundle:
     names: dict[str, str] = field(default_factory=dict)
 
 
-def bundles(request: Request, source: Location, target: Location) -> bool:
-    """Whether a copy of `source` to `target` can be one of a bundle, if a file is all that stands there."""
+def directories_of(
+    request: Request, source: Location, target: Location
+) -> tuple[Location, Location] | None:
+    """Between which directories a copy of `source` to `target` goes, if files are all that stands there;
+    None for what cannot be one of a bundle."""
     settings = request.settings
-    places = (source, target)
-    return (
-        not any(place.is_directory_like or place.stands_alone for place in places)
-        and all(place.name not in ("", ".", "..") for place in places)
-        and (settings.raw or find(source) is None)
-        and settings.files_from is None
-        and settings.backup_dir is None
-        and settings.manifest is None
-    )
+    if settings.files_from is not None or settings.backup_dir is not None or settings.manifest:
+        return None
+    for place in (source, target):
+        if place.stands_alone or place.name in ("", ".", ".."):
+            return None
+    if not settings.raw and find(source) is not None:
+        return None
+    return source.parent(), target.parent()
 
 
 async def run_bundle(bundle: Bundle, request: Request) -> tuple[Summary, list[str]]:

@@ -40,6 +40,7 @@ class Foresight:
         self._stack = AsyncExitStack()
         self._sessions: dict[int, Session] = {}
         self._addresses: dict[tuple[int, Location, bool], str] = {}
+        self._apart: dict[tuple[int, Location, Location], bool] = {}
 
     async def __aenter__(self) -> Foresight:
         return self
@@ -51,6 +52,31 @@ class Foresight:
         trace: TracebackType | None,
     ) -> None:
         await self._stack.__aexit__(kind, error, trace)
+
+    async def parts(self, request: Request, here: Location, there: Location) -> bool:
+        """True when no copy of a single file from a directory to another can be wrong."""
+        key = (id(request), here, there)
+        known = self._apart.get(key)
+        if known is None:
+            known = self._apart[key] = await self._parts(request, here, there)
+        return known
+
+    async def _parts(self, request: Request, here: Location, there: Location) -> bool:
+        if request.settings.recursive:
+            return False
+        try:
+            session = await self._session(request)
+            ours = await self._address(session, here, is_written=False)
+            theirs = await self._address(session, there, is_written=True)
+            # A name of one may be a link to the other.
+            may_link = offers(await session.open_sink(there), LocalFiles)
+        except UsageError:
+            return False
+        except FastsyncError:
+            return True
+        if here.scheme != there.scheme:
+            return True
+        return not may_link and not (ours + "/").startswith(theirs + "/")
 
     async def refuse(
         self, verb: str, sources: Sequence[Location], target: Location | None, request: Request

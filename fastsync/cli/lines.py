@@ -32,6 +32,7 @@ _VERBS: Final = ("cp", "sync", "mv", "rm")
 _PLACES: Final = ("sources", "source", "places", "destination")
 # What is shown, and how, is for the whole batch.
 _WHOLE: Final = (
+    "dry_run",
     "verbose",
     "quiet",
     "json",
@@ -155,14 +156,17 @@ class _Reader:
             for name in _REFUSED:
                 if values.get(name):
                     raise UsageError(f"--{name} cannot be in a batch")
+            if values.get("dry_run") and not self._whole.settings.dry_run:
+                # Its copies would be told, and counted, as done.
+                raise UsageError(
+                    "-n cannot be in a batch that is carried out", hint="run -n makes all of it dry"
+                )
             given = {name: value for name, value in values.items() if value not in (None, ())}
             settled = resolved({**values, **self._values, **given})
             request = request_for(settled, rules_of(context, values))
         asked = self._whole.settings
         kept = {name: getattr(asked, name) for name in _WHOLE}
-        settings = dataclasses.replace(
-            request.settings, **kept, dry_run=asked.dry_run or request.settings.dry_run
-        )
+        settings = dataclasses.replace(request.settings, **kept)
         return dataclasses.replace(request, settings=settings)
 
 

@@ -62,8 +62,9 @@ def test_json_has_the_line(fastsync: Fastsync, tree: Path) -> None:
 
 
 def test_a_dry_run_of_a_batch_changes_nothing(fastsync: Fastsync, tree: Path) -> None:
+    (tree / "batch").write_text(BATCH + "cp -n b to/b\n")
     before = sorted(tree.rglob("*"))
-    assert fastsync("run", "-n", "batch").stdout.count("would ") >= 4
+    assert fastsync("run", "-n", "batch").stdout.count("would ") >= 5
     assert sorted(tree.rglob("*")) == before
 
 
@@ -85,6 +86,7 @@ def test_a_dry_run_of_a_batch_changes_nothing(fastsync: Fastsync, tree: Path) ->
         ("cp a nosuch://a/b", "nosuch"),
         ("cp --interactive a to/a", "--interactive"),
         ("cp a " + "x" * 300_000, "too long"),
+        ("cp -n a to/a", "-n cannot be in a batch"),
         ("cp a a", "same place"),
         ("cp a .", "same place"),
         ("cp dir/c dir/", "same place"),
