@@ -41,8 +41,9 @@ from fastsync.location import Location
 from fastsync.moving import run_mv
 from fastsync.ordered import CAT_DEFAULTS, cat_settings, run_cat
 from fastsync.piping import run_pipe
-from fastsync.planfile import Shard, held, run_plan, run_planned
+from fastsync.planfile import Shard, held, run_plan
 from fastsync.removal import run_rm
+from fastsync.replaying import run_planned
 from fastsync.session import Place, Request, Session, all_located, located
 from fastsync.tally import Summary
 

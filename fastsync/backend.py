@@ -523,6 +523,17 @@ class TellsHardLinks(Protocol):
 
 
 @runtime_checkable
+class TellsFileIds(Protocol):
+    """A store without versions that can tell a file from another that took its place, of the same size and
+    time though it may be."""
+
+    async def file_ids(self, entries: Sequence[Entry]) -> list[str | None]:
+        """What stays the same as long as the name is of the same file or link (an inode number, say); None
+        for other kinds, and where it cannot be told."""
+        ...
+
+
+@runtime_checkable
 class MakesHardLinks(Protocol):
     """A sink in which a file may have several names."""
 

@@ -38,10 +38,12 @@ async def run_sync(
     *,
     reads_content: bool = False,
     record: Record | None = None,
+    watch: Callable[[Work], Work] = lambda work: work,
 ) -> Summary:
     """Make `destination` like `source`. `reads_content` compares contents by reading both sides, whatever
-    digests they could tell; `record` writes down what a dry run would do. Raises UsageError before anything
-    is touched, ListingError when the source does not exist or a listing cannot be trusted."""
+    digests they could tell; `record` writes down what a dry run would do, `watch` sees the work before.
+    Raises UsageError before anything is touched, ListingError when the source does not exist or a listing
+    cannot be trusted."""
     location, target = located(source), located(destination)
     if location.is_stream or target.is_stream:
         raise UsageError("standard input and output are no trees", hint="name a directory")
@@ -76,7 +78,7 @@ async def run_sync(
         async with _manifest(settings, target) as manifest:
             if manifest is not None:
                 manifest.watch(work)
-            summary = await engine_for(session, record).run(_several([work]))
+            summary = await engine_for(session, record).run(_several([watch(work)]))
             if manifest is not None:
                 await manifest.write()
         summary.comparison = comparison_for(settings, store, work.sink)

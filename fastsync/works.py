@@ -395,13 +395,13 @@ async def tree(
         decide=_settled(rules),
         yields=settings.ignore_existing,
         backup=backup,
-        xattrs=_kept(request, settings.xattrs, KeepsXattrs, source, sink),
-        hard_links=_kept(request, settings.hard_links, TellsHardLinks, source)
-        and _kept(request, settings.hard_links, MakesHardLinks, sink),
+        xattrs=kept(request, settings.xattrs, KeepsXattrs, source, sink),
+        hard_links=kept(request, settings.hard_links, TellsHardLinks, source)
+        and kept(request, settings.hard_links, MakesHardLinks, sink),
     )
 
 
-def _kept(request: Request, is_asked: bool, ability: type, *stores: Source) -> bool:
+def kept(request: Request, is_asked: bool, ability: type, *stores: Source) -> bool:
     """Whether all of the stores know what is asked for; that one does not is worth a note."""
     if not is_asked:
         return False
@@ -477,7 +477,7 @@ def files(
         differ=rules.attributes_differ,
         decide=_settled(rules),
         yields=request.settings.ignore_existing,
-        xattrs=_kept(request, request.settings.xattrs, KeepsXattrs, source, sink),
+        xattrs=kept(request, request.settings.xattrs, KeepsXattrs, source, sink),
     )
 
 

@@ -30,6 +30,8 @@ _OPTIONS = (
     "inplace",
     "resume",
     "durable",
+    "xattrs",
+    "backup_dir",
     "progress",
     "color",
     *OUTPUT,
@@ -71,7 +73,8 @@ def run(
         if is_plan(opened):
             if retry_failed is not None:
                 raise UsageError("--retry-failed is for batches", hint="make a new plan")
-            from fastsync.planfile import Shard, run_planned
+            from fastsync.planfile import Shard
+            from fastsync.replaying import run_planned
 
             part = None if shard is None else Shard.parse(shard)
             return run_transfer(

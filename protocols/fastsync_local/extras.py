@@ -85,6 +85,16 @@ def link_identity(held: HeldDirectories, path: str) -> str | None:
     return f"{status.st_dev}:{status.st_ino}"
 
 
+def file_id(held: HeldDirectories, path: str) -> str | None:
+    """The inode number of a file or a link. Not the device's: that may be another one after a restart. Raises
+    OSError."""
+    directory, name = split(path)
+    status = os.stat(name, dir_fd=held.get(directory), follow_symlinks=False)
+    if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
+        return f"inode:{status.st_ino}"
+    return None
+
+
 def hard_link(held: HeldDirectories, existing: str, path: str, temporary: str) -> None:
     """Make `path` another name of `existing`, in the place of what stands there. Raises OSError."""
     directory, name = split(path)

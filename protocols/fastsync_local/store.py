@@ -595,10 +595,19 @@ class LocalStore:
 
     async def link_identities(self, entries: Sequence[Entry]) -> list[str | None]:
         """See `TellsHardLinks.link_identities`."""
+        return await self._told(entries, extras.link_identity)
+
+    async def file_ids(self, entries: Sequence[Entry]) -> list[str | None]:
+        """See `TellsFileIds.file_ids`."""
+        return await self._told(entries, extras.file_id)
+
+    async def _told(
+        self, entries: Sequence[Entry], tell: Callable[[HeldDirectories, str], str | None]
+    ) -> list[str | None]:
         found: dict[str, str | None] = {}
 
         def one(held: HeldDirectories, entry: Entry) -> None:
-            found[entry.path] = extras.link_identity(held, entry.path)
+            found[entry.path] = tell(held, entry.path)
 
         await self._each(entries, lambda entry: entry.path, one)
         return [found.get(entry.path) for entry in entries]

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from hostile_s3 import HostileS3
+
     from tests.conftest import Fastsync, Picture, Plant, Spec
 
 OURS: Spec = {
@@ -122,6 +124,106 @@ def test_one_file_under_another_name(fastsync: Fastsync, trees: tuple[Path, Path
     assert (trees[1] / "other").read_text() == "a"
 
 
+def test_the_last_shard_waits_for_the_others(
+    fastsync: Fastsync, trees: tuple[Path, Path], picture: Callable[..., Picture]
+) -> None:
+    """It deletes nothing, and replaces nothing of another kind, as long as their lines are not done."""
+    ours, theirs = trees
+    assert fastsync("plan", "-a", "--delete", "ours", "theirs", "-o", "plan.jsonl").code == 0
+    done = fastsync("run", "-a", "--shard", "2/2", "plan.jsonl")
+    assert done.code == 6, done.stderr
+    assert "not done that other shards have" in done.stderr
+    assert (theirs / "extra").exists()
+    assert (theirs / "becomes-a-file/x").exists()
+    assert fastsync("run", "-a", "--shard", "1/2", "plan.jsonl").code == 0
+    # What this one did itself before is out of date by now, and no reason to keep anything.
+    assert fastsync("run", "-a", "--shard", "2/2", "plan.jsonl").code in (0, 8)
+    assert not (theirs / "extra").exists()
+    assert picture(theirs) == picture(ours)
+
+
+def test_another_file_of_the_same_size_and_time_is_refused(
+    fastsync: Fastsync, plant: Plant, tmp_path: Path
+) -> None:
+    """On either side, whether it is to be copied, replaced or deleted."""
+    plant(tmp_path, {f"ours/{name}": f"new {name}" for name in "abc"})
+    plant(tmp_path, {f"theirs/{name}": "older" for name in "abde"})
+    assert fastsync("plan", "--delete", "ours", "theirs", "-o", "plan.jsonl").code == 0
+    for path in ("ours/a", "theirs/b", "theirs/d"):
+        now = (tmp_path / path).stat()
+        (tmp_path / "other").write_text("x" * now.st_size)
+        os.utime(tmp_path / "other", ns=(now.st_atime_ns, now.st_mtime_ns))
+        (tmp_path / "other").replace(tmp_path / path)
+    done = fastsync("run", "plan.jsonl")
+    assert done.code == 8, done.stderr
+    assert done.stderr.count("another file stands there") == 3
+    left = {path.name: path.read_text() for path in (tmp_path / "theirs").iterdir()}
+    assert left == {"a": "older", "b": "xxxxx", "c": "new c", "d": "xxxxx"}
+
+
+def test_a_plan_to_a_bucket_costs_a_request_for_each_line(
+    fastsync: Fastsync, plant: Plant, tmp_path: Path, hostile_s3: HostileS3
+) -> None:
+    """What stands there is for the write to ask, and one listing tells of what is to be deleted."""
+    plant(tmp_path, {f"ours/{number:02}": str(number) for number in range(40)})
+    for number in range(20, 80):
+        hostile_s3.put("bucket", f"to/{number:02}", b"older")
+    fastsync.environ |= hostile_s3.environ
+    plan = (
+        "plan",
+        "--delete",
+        "--max-delete",
+        "100%",
+        "ours",
+        "s3://bucket/to",
+        "-o",
+        "plan.jsonl",
+    )
+    assert fastsync(*plan).code == 0
+    hostile_s3.put("bucket", "to/07", b"somebody's")
+    hostile_s3.put("bucket", "to/30", b"somebody's")
+    hostile_s3.put("bucket", "to/70", b"somebody's")
+    hostile_s3.requests.clear()
+    done = fastsync("run", "plan.jsonl")
+    assert done.stderr.count("changed since it was planned") == 3
+    counts = hostile_s3.counts()
+    assert counts["PutObject"] <= 40 + 2  # two find out whether the server minds conditions
+    assert counts["HeadObject"] <= 1
+    assert sum(count for name, count in counts.items() if name.startswith("ListObjects")) <= 2
+    kept = {key: hostile_s3.data("bucket", f"to/{key}") for key in ("07", "30", "70")}
+    assert set(kept.values()) == {b"somebody's"}
+    assert hostile_s3.data("bucket", "to/39") == b"39"
+    assert "to/79" not in hostile_s3.keys("bucket")
+
+
+def test_what_is_replaced_and_deleted_goes_to_the_backup(
+    fastsync: Fastsync, trees: tuple[Path, Path], tmp_path: Path
+) -> None:
+    assert fastsync("plan", "--delete", "ours", "theirs", "-o", "plan.jsonl").code == 0
+    assert fastsync("run", "--backup-dir", "theirs/old", "plan.jsonl").code == 2
+    assert fastsync("run", "--backup-dir", "kept", "plan.jsonl").code == 0
+    kept = sorted(
+        str(path.relative_to(tmp_path / "kept"))
+        for path in (tmp_path / "kept").rglob("*")
+        if path.is_file()
+    )
+    assert kept == ["a", "becomes-a-dir", "becomes-a-file/x", "extra", "old/deep/file"]
+    assert (tmp_path / "kept/a").read_text() == "an older a"
+
+
+def test_extended_attributes_of_what_is_copied(
+    fastsync: Fastsync, trees: tuple[Path, Path]
+) -> None:
+    ours, theirs = trees
+    try:
+        os.setxattr(ours / "a", "user.colour", b"red")
+    except OSError:
+        pytest.skip("this file system has no extended attributes")
+    assert fastsync("plan", "ours", "theirs", "-o", "plan.jsonl").code == 1
+    fastsync("run", "-X", "plan.jsonl")
+    assert os.getxattr(theirs / "a", "user.colour") == b"red"
+
+
 LINE: dict[str, Any] = {
     "plan": 1,
     "operation": "copy",
@@ -152,6 +254,8 @@ LINE: dict[str, Any] = {
         (LINE | {"source_entry": {"kind": "dir"}}, "not for what is a dir"),
         (LINE | {"source_entry": None}, "'source_entry' is missing"),
         (LINE | {"destination": "ours/dir"}, "inside"),
+        (LINE | {"destination": "ours", "to": "a"}, "the same file"),
+        (LINE | {"destination": "theirs/../ours", "read_from": "a", "to": "a"}, "the same file"),
         (LINE | {"destination": "-"}, "standard"),
         (LINE | {"destination": "sftp://u:hunter2@host/x"}, "secret"),
         (LINE | {"destination": "nosuch://x/y"}, "nosuch"),
@@ -172,7 +276,7 @@ def test_a_bad_plan_touches_nothing(
     done = fastsync("run", "plan.jsonl")
     assert (done.code, done.stdout) == (2, "")
     assert said in done.stderr
-    assert said == "inside" or "plan.jsonl:3" in done.stderr
+    assert "plan.jsonl:3" in done.stderr
     assert done.stderr.count("\n") == 1
     assert len(done.stderr) < 500
     assert "hunter2" not in done.stderr
