@@ -157,7 +157,8 @@ class StoreOptions:
     move, so that what is opened for speed alone need not be. `note` tells the user, in one line, what a
     place lacks. `state_folder` is where a store
     may keep what it would otherwise have to ask for again; None for nowhere. The socket settings are None
-    for the system's choice.
+    for the system's choice. `send_rate` tells how many bytes per second may leave at this moment, None for
+    no limit: a store that sends parts longer than a quarter of that holds each of them back to it.
     """
 
     streams: int = 8
@@ -175,6 +176,7 @@ class StoreOptions:
     tcp_send_buffer: int | None = None
     tcp_recv_buffer: int | None = None
     congestion_control: str | None = None
+    send_rate: Callable[[], float | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ from fastsync.settings import Settings
 from fastsync.streams import Output, StandardInput
 from fastsync.tally import Summary
 from fastsync.wildcards import Wildcard, find, something
-from fastsync.works import named, pace_for
+from fastsync.works import named
 
 R = TypeVar("R")
 
@@ -133,7 +133,7 @@ class _Cat:
         self._memory = Budget(settings.buffer_size)
         self._streams = Budget(settings.parallel_streams)
         # A piece and the read that fills it must fit into the memory together.
-        self._pace = pace_for(settings)
+        self._pace = session.pace
         step = None if self._pace is None else self._pace.step()
         self._chunk = max(1, min(settings.chunk_size, settings.buffer_size // 2, step or 1 << 62))
         # Small files take little memory, but a descriptor each.

@@ -21,12 +21,18 @@ class Bucket:
     def __init__(self) -> None:
         self._paid_until: float | None = None
 
-    async def take(self, nbytes: int, rate: float) -> None:
-        """Wait until `nbytes` may move at `rate` bytes per second."""
+    def pay(self, nbytes: int, rate: float) -> tuple[float, float]:
+        """When `nbytes` may begin to move at `rate` bytes per second, and when they must be through, in
+        seconds from now."""
         now = time.monotonic()
         since = now if self._paid_until is None else max(self._paid_until, now - _CREDIT_S)
-        until = self._paid_until = since + nbytes / rate
-        await asyncio.sleep(max(0.0, until - now))  # even if it is late: others want their turn
+        self._paid_until = since + nbytes / rate
+        return since - now, self._paid_until - now
+
+    async def take(self, nbytes: int, rate: float) -> None:
+        """Wait until `nbytes` may have moved at `rate` bytes per second."""
+        _, until = self.pay(nbytes, rate)
+        await asyncio.sleep(max(0.0, until))  # even if it is late: others want their turn
 
 
 class Pace:
@@ -45,6 +51,20 @@ class Pace:
         """A number of bytes that takes a quarter of a second: what moves at once should be no more."""
         lowest = min((rate for rate in self.rates() if rate is not None), default=None)
         return None if lowest is None else max(16 << 10, round(lowest * 0.25))
+
+    def up_rate(self) -> float | None:
+        """What may leave this machine at this moment, in bytes per second; None without a limit."""
+        return self.rates()[0]
+
+    async def send(self, nbytes: int, sink: Source) -> None:
+        """Wait for the turn of `nbytes` that go to a store that is elsewhere. Few of them are paid for before
+        they leave; many begin at once, for the store holds them back (`StoreOptions.send_rate`)."""
+        rate, step = self.up_rate(), self.step()
+        if rate is None or offers(sink, LocalFiles):
+            return
+        begin, end = self._up.pay(nbytes, rate)
+        is_short = step is None or nbytes <= step
+        await asyncio.sleep(max(0.0, end if is_short else begin))
 
     async def take(self, nbytes: int, source: Source, sink: Source | None = None) -> None:
         """Wait until `nbytes` may move from one store to the other (None is here)."""

@@ -12,7 +12,7 @@ from fastsync.session import Place, Request, Session, located
 from fastsync.streams import StandardInput
 from fastsync.tally import Summary, Tally
 from fastsync.transfer import Lanes, transfer
-from fastsync.works import is_directory, pace_for, standing_for_file, write_options
+from fastsync.works import is_directory, standing_for_file, write_options
 
 TICK_S = 0.125
 
@@ -51,7 +51,7 @@ async def run_pipe(place: Place, request: Request, fd: int = 0) -> Summary:
             tally.totals.retries += 1
             return True
 
-        pace = pace_for(settings)
+        pace = session.pace
         lanes = Lanes(
             streams=Budget(settings.parallel_streams),
             memory=Budget(settings.buffer_size),

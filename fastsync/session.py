@@ -15,6 +15,7 @@ from fastsync.errors import Conflict, FastsyncError, ListingError, NotFound, Usa
 from fastsync.events import Observer, Silent
 from fastsync.filters import Chooser, Filter, Rule
 from fastsync.location import LOCAL_SCHEME, Location, parse
+from fastsync.pace import Pace
 from fastsync.redaction import conceal
 from fastsync.registry import Registry
 from fastsync.resuming import Range, Unfinished, Version
@@ -50,11 +51,12 @@ def all_located(places: Place | Sequence[Place]) -> list[Location]:
 
 @dataclass(slots=True)
 class Shared:
-    """What runs at the same time have together: protocols with their connections, and budgets."""
+    """What runs at the same time have together: protocols with their connections, budgets, and rates."""
 
     streams: Budget
     memory: Budget
     backends: dict[type[Backend], Backend] = dataclasses.field(default_factory=dict)
+    paces: dict[str, Pace] = dataclasses.field(default_factory=dict)  # by what was asked for
 
     async def aclose(self) -> None:
         """Close the protocols, after the last run."""
@@ -229,10 +231,20 @@ class Session:
         self.uploads = Uploads(request, folder) if folder is not None else None
         self.files: FileList | None = None
         settings = request.settings
+        self.pace = self._pace()
         if settings.files_from is not None:
             from fastsync.chosen import FileList
 
             self.files = FileList.read(settings.files_from, null=settings.from0)
+
+    def _pace(self) -> Pace | None:
+        """The limit of the rate, None without one; runs that share connections share it, too."""
+        limit, shared = self.request.settings.bwlimit, self.request.shared
+        if limit is None:
+            return None
+        if shared is None:
+            return Pace(limit)
+        return shared.paces.setdefault(str(limit), Pace(limit))
 
     async def __aenter__(self) -> Session:
         return self
@@ -280,6 +292,7 @@ class Session:
                 tcp_send_buffer=settings.tcp_send_buffer,
                 tcp_recv_buffer=settings.tcp_recv_buffer,
                 congestion_control=settings.congestion_control,
+                send_rate=None if self.pace is None else self.pace.up_rate,
             ),
         )
         self._stores[location, follow, side] = store

@@ -169,6 +169,7 @@ async def transfer(
     try:
         lanes.resumed(sum(stop - start for start, stop in trace.done))
         move = _Move(source, sink, download, trace, upload, entry, lanes, progress)
+        move.sparse = options.sparse
         if in_one and entry.size is not None and offers(upload, LocalUpload):
             size = entry.size
             await move.parts(size)  # a single one, which moves as parts do
@@ -223,6 +224,7 @@ class _Move:
     lanes: Lanes
     progress: Progress
     file: PinnedFile | None = None
+    sparse: bool = False
 
     # -- parts ---------------------------------------------------------------------------------------
 
@@ -257,7 +259,7 @@ class _Move:
         need not be of one size."""
         missing = gaps(size, self.trace.done)
         streams = self.lanes.streams.limit
-        is_long = size >= TAPER * part_size * streams
+        is_long = self.lanes.pace is None and size >= TAPER * part_size * streams
         is_free = offers(self.download, Validated) and self.download.validator is not None
         if is_long and is_free and offers(self.upload, LocalUpload):
             return [one for gap in missing for one in tapering(*gap, part_size, streams)]
@@ -278,7 +280,7 @@ class _Move:
 
     async def _try_part(self, start: int, stop: int, progress: Progress) -> None:
         source, upload, lanes = self.source, self.upload, self.lanes
-        if lanes.pace is not None and offers(upload, LocalUpload):
+        if (lanes.pace is not None or self.sparse) and offers(upload, LocalUpload):
             await self._by_buffers(start, stop, progress)
         elif self.file is not None and offers(upload, WritesFromFile):
             async with lanes.streams.spend(1):
@@ -304,22 +306,34 @@ class _Move:
             buffers = self.download.read(start, stop)
         else:
             buffers = self.source.read(self.entry, start, stop)
-        return buffers if self.lanes.pace is None else self._paced(buffers)
+        return buffers
 
-    async def _paced(self, buffers: AsyncIterator[Buffer]) -> AsyncIterator[Buffer]:
-        """The same buffers, each when its turn has come."""
+    def _read_slowly(self, start: int, stop: int, sink: Source | None) -> AsyncIterator[Buffer]:
+        """The same at the pace of the run, if it has one."""
+        buffers = self._read(start, stop)
+        return buffers if self.lanes.pace is None else self._paced(buffers, stop - start, sink)
+
+    async def _paced(
+        self, buffers: AsyncIterator[Buffer], length: int | None, sink: Source | None
+    ) -> AsyncIterator[Buffer]:
+        """The same buffers, each when its turn has come. A short part is asked for when it may have come,
+        for the server sends what it has."""
         pace = self.lanes.pace
         assert pace is not None
+        is_short = length is not None and length <= (pace.step() or length)
+        if is_short and length is not None:
+            await pace.take(length, self.source, sink)
         async with closing(buffers) as fast:
             async for buffer in fast:
-                await pace.take(len(buffer), self.source, self.sink)
+                if not is_short:
+                    await pace.take(len(buffer), self.source, sink)
                 yield buffer
 
     async def _by_buffers(self, start: int, stop: int, progress: Progress) -> None:
         """To a local file as the bytes come, so that they can come slowly."""
         lanes, position = self.lanes, start
         async with lanes.streams.spend(1), lanes.memory.spend(READ_BUFFER):
-            async with closing(self._read(start, stop)) as buffers:
+            async with closing(self._read_slowly(start, stop, self.sink)) as buffers:
                 async for buffer in buffers:
                     self._refuse_excess(position + len(buffer) - start, stop - start)
                     await self.upload.write(position, buffer)
@@ -332,15 +346,24 @@ class _Move:
         async with lanes.streams.spend(1), lanes.memory.spend(length + min(length, READ_BUFFER)):
             part = bytearray(length)
             filled = 0
-            async with closing(self._read(start, stop)) as buffers:
+            async with closing(self._in_time(start, stop)) as buffers:
                 async for buffer in buffers:
                     end = filled + len(buffer)
                     self._refuse_excess(end, length)
                     part[filled:end] = buffer
                     filled = end
             self._refuse_gap(filled, length, start)
+            if lanes.pace is not None:
+                await lanes.pace.send(length, self.sink)
             await self.upload.write(start, part)
         progress(length)
+
+    def _in_time(self, start: int, stop: int) -> AsyncIterator[Buffer]:
+        """What is to be sent on, and paid for there: what comes from this machine comes as fast as it can."""
+        goes_up = not offers(self.sink, LocalFiles)
+        if goes_up and offers(self.source, LocalFiles):
+            return self._read(start, stop)
+        return self._read_slowly(start, stop, None if goes_up else self.sink)
 
     async def _by_disk(self, start: int, stop: int, progress: Progress) -> None:
         """A part that must be larger than the memory granted: through a file without a name."""
@@ -348,12 +371,14 @@ class _Move:
         async with lanes.streams.spend(1), lanes.memory.spend(READ_BUFFER):
             with _staging_file() as file:
                 filled = 0
-                async with closing(self._read(start, stop)) as buffers:
+                async with closing(self._in_time(start, stop)) as buffers:
                     async for buffer in buffers:
                         self._refuse_excess(filled + len(buffer), stop - start)
                         await _stage(file, start + filled, buffer)
                         filled += len(buffer)
                 self._refuse_gap(filled, stop - start, start)
+                if lanes.pace is not None:
+                    await lanes.pace.send(stop - start, self.sink)
                 await self._write_staged(start, stop, file, progress)
 
     def _refuse_excess(self, arrived: int, length: int) -> None:
@@ -390,7 +415,7 @@ class _Move:
             try:
                 read = self.source.read(entry, 0, None)
                 if lanes.pace is not None:
-                    read = self._paced(read)
+                    read = self._paced(read, None, self.sink)
                 async with closing(read) as buffers:
                     feed = _Feed(buffers)
                     while await feed.more():

@@ -24,6 +24,7 @@ import select
 import socket
 import ssl
 import struct
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -60,6 +61,11 @@ _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _SIZE_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")
 
 
+# socket(7), <asm-generic/socket.h>; Python has no name for it. All bits set: no limit.
+_SO_MAX_PACING_RATE: Final = 47
+_NO_RATE: Final = 0xFFFFFFFF
+
+
 class Origin(NamedTuple):
     """A server: `scheme` is "http" or "https"."""
 
@@ -83,7 +89,9 @@ class WireOptions:
     """How to reach a server, and how patiently. Times in seconds, sizes in bytes.
 
     `request_timeout_s` bounds the silence before an answer begins, `stall_timeout_s` that within a body;
-    `min_rate` is the least of a body, in bytes per second over a stall timeout. `proxy` is a URL.
+    `min_rate` is the least of a body, in bytes per second over a stall timeout. `proxy` is a URL. `send_rate`
+    tells how many bytes per second a connection may send at this moment, None without a limit; it is kept
+    to by the kernel, where it can (SO_MAX_PACING_RATE of socket(7)).
     """
 
     connections: int = 8
@@ -94,6 +102,7 @@ class WireOptions:
     idle_s: float = 30.0
     send_buffer: int | None = None
     recv_buffer: int | None = None
+    send_rate: Callable[[], float | None] | None = None
     congestion_control: str | None = None
     verify: bool = True
     ca_file: str | None = None
@@ -318,6 +327,7 @@ class _Connection:
         self._looked: tuple[float, int] | None = None
         self._reads = False
         self._writes = False
+        self._rate = _NO_RATE
 
     def start(
         self,
@@ -331,6 +341,7 @@ class _Connection:
         self._interim = self._received = 0
         self._active = time.monotonic()
         self._wire.active.add(self)
+        self.hold_back()
         if not self._reads:
             self._reads = True
             self._loop.add_reader(self.fd, self._on_readable)
@@ -342,6 +353,20 @@ class _Connection:
         else:
             self._out = memoryview(bytearray(request.head) + body)
         self._on_writable()
+
+    def hold_back(self) -> None:
+        """Have the kernel send no faster than may be now."""
+        asked = self._wire.options.send_rate
+        if asked is None or sys.platform != "linux":
+            return
+        rate = asked()
+        wanted = _NO_RATE if rate is None else max(1, min(round(rate), _NO_RATE))
+        if wanted != self._rate:
+            with contextlib.suppress(OSError):  # the parts' turns hold without it, on average
+                self.sock.setsockopt(
+                    socket.SOL_SOCKET, _SO_MAX_PACING_RATE, struct.pack("I", wanted)
+                )
+            self._rate = wanted
 
     def _on_writable(self) -> None:
         out, is_sent = self._out, True
@@ -1042,6 +1067,7 @@ class Wire:
         send: _Send | None,
     ) -> Reply:
         connection.detach()
+        connection.hold_back()
         sock = connection.sock
         loop = asyncio.get_running_loop()
         untold = 0

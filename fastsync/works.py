@@ -46,7 +46,6 @@ from fastsync.errors import (
 from fastsync.filters import Chooser, Filter
 from fastsync.location import Location
 from fastsync.names import path_key
-from fastsync.pace import Pace
 from fastsync.plan import Comparison, DeleteGate, PlanPage, Rules, Step, plan
 from fastsync.session import Request, Session, located, missing
 from fastsync.settings import Settings
@@ -187,11 +186,6 @@ def _scan_options(
     return ours, theirs
 
 
-def pace_for(settings: Settings) -> Pace | None:
-    """The limit of the rate, None without one."""
-    return None if settings.bwlimit is None else Pace(settings.bwlimit)
-
-
 def engine_for(session: Session, record: Record | None = None) -> Engine:
     """The engine of a run; `record` writes down what a dry run would do."""
     request, settings = session.request, session.request.settings
@@ -203,7 +197,7 @@ def engine_for(session: Session, record: Record | None = None) -> Engine:
             memory=settings.buffer_size,
             retries=settings.retry_count,
             small=settings.small_file_threshold,
-            pace=pace_for(settings),
+            pace=session.pace,
             shared=(request.shared.streams, request.shared.memory) if request.shared else None,
         ),
         request.observer,

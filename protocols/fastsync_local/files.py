@@ -98,6 +98,9 @@ class Left(NamedTuple):
         )
 
 
+# What file systems keep holes by.
+_BLOCK: Final = 4096
+_ZEROS: Final = bytes(_BLOCK)
 _TEMPORARY: Final = re.compile(r"\.fs-[0-9a-f]{16}\.part")
 
 
@@ -151,8 +154,11 @@ class LocalUpload:
 
     async def write(self, start: int, data: Buffer) -> None:
         view = memoryview(data)
+        # The file is new, and what is not written to is a hole; a file that is written over has old bytes.
+        holes = self._options.sparse and not self._options.inplace
+        write = write_data if holes else write_all
         try:
-            await self._crew.in_thread(lambda: write_all(self._target.fd, view, start))
+            await self._crew.in_thread(lambda: write(self._target.fd, view, start))
         except OSError as error:
             raise self._failed(error) from error
         self.covers(start, start + len(view))
@@ -204,6 +210,19 @@ class LocalUpload:
             self._open = False
             self._target.leave()
             os.close(self._directory)
+
+
+def write_data(fd: int, data: memoryview, position: int) -> None:
+    """Write what is not blocks of zeros. Raises OSError."""
+    begun = 0
+    for low in range(0, len(data), _BLOCK):
+        block = data[low : low + _BLOCK]
+        if block == _ZEROS[: len(block)]:
+            if begun < low:
+                write_all(fd, data[begun:low], position + begun)
+            begun = low + len(block)
+    if begun < len(data):
+        write_all(fd, data[begun:], position + begun)
 
 
 def rules_for(options: WriteOptions, *, follow: bool = False) -> Rules:

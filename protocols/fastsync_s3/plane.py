@@ -164,6 +164,7 @@ class Plane:
                 send_buffer=options.tcp_send_buffer,
                 recv_buffer=options.tcp_recv_buffer,
                 congestion_control=options.congestion_control,
+                send_rate=options.send_rate,
                 verify=not self.options.no_verify_ssl,
                 ca_file=self.control.ca_file,
                 proxy=self.control.proxy_for(origin),

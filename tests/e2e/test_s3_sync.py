@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import socketserver
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -58,6 +59,7 @@ class Relay(socketserver.ThreadingTCPServer):
         super().__init__(("127.0.0.1", 0), _Relayed)
         self.target = port
         self.requests: list[str] = []
+        self.arrived: list[tuple[float, int]] = []  # when bytes came, and how many
 
     @property
     def endpoint(self) -> str:
@@ -71,15 +73,16 @@ class _Relayed(socketserver.BaseRequestHandler):
         with socket.create_connection(("127.0.0.1", self.server.target)) as onward:
             back = threading.Thread(target=_pump, args=(onward, self.request, None))
             back.start()
-            _pump(self.request, onward, self.server.requests)
+            _pump(self.request, onward, self.server)
             back.join()
 
 
-def _pump(here: socket.socket, there: socket.socket, requests: list[str] | None) -> None:
+def _pump(here: socket.socket, there: socket.socket, relay: Relay | None) -> None:
     try:
         while data := here.recv(1 << 16):
-            if requests is not None:
-                requests += [b" ".join(found).decode() for found in _HEAD.findall(data)]
+            if relay is not None:
+                relay.requests += [b" ".join(found).decode() for found in _HEAD.findall(data)]
+                relay.arrived.append((time.monotonic(), len(data)))
             there.sendall(data)
         there.shutdown(socket.SHUT_WR)
     except OSError:
@@ -95,6 +98,22 @@ def relay(fastsync: Fastsync, s3: S3Server) -> Iterator[Relay]:
         yield relay
         relay.shutdown()
         thread.join()
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="the kernel holds back what is sent, where it can"
+)
+def test_what_is_sent_keeps_to_the_rate_within_a_part(
+    fastsync: Fastsync, bucket: str, relay: Relay, tmp_path: Path
+) -> None:
+    """Parts of a bucket are at least 5 MiB, seconds of a slow line."""
+    (tmp_path / "a").write_bytes(bytes(6 << 20))
+    assert fastsync("cp", "--bwlimit", "3M", "a", f"s3://{bucket}/a").code == 0
+    arrived = relay.arrived
+    most = max(
+        sum(length for at, length in arrived if start <= at < start + 0.5) for start, _ in arrived
+    )
+    assert most < 3 << 20  # half of that, as a rule
 
 
 def test_nothing_to_do_costs_a_listing(

@@ -11,7 +11,7 @@ import pytest
 
 import fastsync
 from fastsync.errors import UsageError
-from fastsync.pace import Bucket
+from fastsync.pace import Bucket, Pace
 from fastsync.registry import Claim, Registry
 from fastsync.testing import MemoryBackend
 from fastsync.values import parse_bwlimit
@@ -96,6 +96,40 @@ def test_as_long_as_the_rate_says(tmp_path: Path, way: str) -> None:
     assert summary.exit_code == 0
     assert summary.totals.bytes_done == 2_000_000
     assert 0.9 <= summary.duration_s < 1.5
+
+
+def test_holes_stay_holes_at_a_pace(tmp_path: Path) -> None:
+    with (tmp_path / "a").open("wb") as file:
+        file.write(b"begin")
+        file.seek(3_000_000)
+        file.write(b"end")
+    held = (tmp_path / "a").stat().st_blocks
+    if held * 512 > 100_000:
+        pytest.skip("this file system keeps no holes")
+    summary = fastsync.cp(str(tmp_path / "a"), str(tmp_path / "b"), bwlimit="20MB", sparse=True)
+    assert summary.exit_code == 0
+    assert (tmp_path / "b").read_bytes() == (tmp_path / "a").read_bytes()
+    assert (tmp_path / "b").stat().st_blocks == held
+    fastsync.cp(str(tmp_path / "a"), "mem://box/a")
+    for options in ({}, {"bwlimit": "20MB"}):
+        target = tmp_path / f"down{len(options)}"
+        fastsync.cp("mem://box/a", str(target), sparse=True, small_file_threshold="1K", **options)
+        assert target.read_bytes() == (tmp_path / "a").read_bytes()
+        assert target.stat().st_blocks == held
+
+
+async def test_long_parts_begin_one_after_the_other() -> None:
+    """The store holds each of them back to the rate, so that one ends when the next begins."""
+    pace, sink = Pace(parse_bwlimit("1MB")), object()
+    begun: list[float] = []
+    start = time.monotonic()
+
+    async def part(length: int) -> None:
+        await pace.send(length, sink)  # type: ignore[arg-type]
+        begun.append(time.monotonic() - start)
+
+    await asyncio.gather(part(400_000), part(400_000), part(100_000))
+    assert begun == [pytest.approx(at, abs=0.15) for at in (0.0, 0.4, 0.9)]
 
 
 def test_the_other_direction_is_free(tmp_path: Path) -> None:
