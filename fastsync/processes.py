@@ -17,6 +17,15 @@ def boot_id() -> str:
         return ""
 
 
+def pid_space() -> str:
+    """What gives a process number its meaning: this start of this machine, and the container, if any
+    (pid_namespaces(7))."""
+    try:
+        return (boot_id() or os.uname().nodename) + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return os.uname().nodename
+
+
 def started(pid: int) -> int | None:
     """When a process began, in clock ticks (proc_pid_stat(5), field 22); None when there is none, 0 where
     that cannot be known."""

@@ -122,7 +122,7 @@ def kills(chance: random.Random, runs: int, names: list[str]) -> bool:
                 f"kill -9, {name}: {outcome[1]} of {runs} converged; {outcome[0]} were killed in the"
             )
             say(f"  middle, {outcome[2]} left something behind after the second run")
-            good = good and outcome[1] == runs and (outcome[2] == 0 or name == "SFTP")
+            good = good and outcome[1] == runs and outcome[2] == 0
     return good
 
 

@@ -16,7 +16,7 @@ import stat
 import time
 import zlib
 
-from fastsync.processes import boot_id, started
+from fastsync.processes import pid_space, started
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,13 +70,8 @@ class Names:
 
 
 def _machine() -> int:
-    """Twenty bits for what gives a process number its meaning: this start of this machine, and the
-    container, if any (pid_namespaces(7))."""
-    try:
-        text = (boot_id() or os.uname().nodename) + os.readlink("/proc/self/ns/pid")
-    except OSError:
-        text = os.uname().nodename
-    return zlib.crc32(os.fsencode(text)) >> 12
+    """Twenty bits for what gives a process number its meaning."""
+    return zlib.crc32(os.fsencode(pid_space())) >> 12
 
 
 def is_abandoned(directory: int, name: str) -> bool:

@@ -7,12 +7,12 @@ from typing import Final
 from fastsync.backend import Entry, Progress, WriteOptions
 from fastsync.errors import Changed, FastsyncError, NotFound, Vanished
 from fastsync_sftp import packets
-from fastsync_sftp.names import temporary_name
 from fastsync_sftp.packets import CLOSE, FOR_READING, FSTAT, LOST, LSTAT, REMOVE, STAT
 from fastsync_sftp.placing import Finish, explain, replace
 from fastsync_sftp.scripts import Script, Stopped
 from fastsync_sftp.session import Session
 from fastsync_sftp.small import must_be_version, open_new
+from fastsync_sftp.temporary import temporary_name
 
 # So much at once: a server that copies is silent meanwhile, and silence is how we notice a dead one.
 _STEP: Final = 64 << 20

@@ -7,12 +7,12 @@ import asyncio
 from fastsync.backend import Entry, WriteOptions
 from fastsync.errors import FastsyncError, Unsupported
 from fastsync_sftp import packets
-from fastsync_sftp.names import temporary_name
 from fastsync_sftp.packets import LSTAT, OK, REMOVE, SYMLINK, Request
 from fastsync_sftp.placing import replace
 from fastsync_sftp.pool import Pool
 from fastsync_sftp.scripts import Script, Stopped
 from fastsync_sftp.session import Session
+from fastsync_sftp.temporary import temporary_name
 
 _LSETSTAT = b"lsetstat@openssh.com"
 _HARDLINK = b"hardlink@openssh.com"

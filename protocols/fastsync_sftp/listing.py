@@ -20,7 +20,7 @@ from fastsync.errors import (
 from fastsync.names import path_key
 from fastsync_sftp import packets
 from fastsync_sftp.directories import Directories
-from fastsync_sftp.names import TEMPORARY, check_name, join
+from fastsync_sftp.names import check_name, join
 from fastsync_sftp.packets import (
     CLOSE,
     EOF,
@@ -30,12 +30,14 @@ from fastsync_sftp.packets import (
     READDIR,
     READLINK,
     REALPATH,
+    REMOVE,
     STAT,
     Attributes,
 )
 from fastsync_sftp.pool import Pool
 from fastsync_sftp.scripts import Script
 from fastsync_sftp.session import Session
+from fastsync_sftp.temporary import TEMPORARY, is_abandoned
 
 _FIRST_PAGE: Final = 256
 _PAGE: Final = 2048
@@ -292,9 +294,14 @@ class Listing:
         faults: list[Fault] = []
         found: dict[str, Entry] = {}
         vague: list[tuple[str, Attributes]] = []
+        debris: list[bytes] = []
         owner = self._options.owner
         for raw, attrs in names:
-            if raw in (b".", b"..") or TEMPORARY.fullmatch(raw):
+            if raw in (b".", b".."):
+                continue
+            if TEMPORARY.fullmatch(raw):
+                if self._options.sweep and is_abandoned(raw, attrs):
+                    debris.append(raw)
                 continue
             try:
                 name = check_name(raw)
@@ -307,6 +314,9 @@ class Listing:
             found[name] = entry = entry_of(prefix + name, attrs, owner)
             if attrs.mode is None or (entry.kind == "link" and self._options.links != "skip"):
                 vague.append((name, attrs))
+        if debris:
+            at = join(self._root, directory.path).rstrip(b"/") + b"/"
+            yield [packets.on_path(REMOVE, at + raw) for raw in debris]
         for start in range(0, len(vague), _LOOKS):
             yield from self._look(prefix, vague[start : start + _LOOKS], found, faults)
         keys = {

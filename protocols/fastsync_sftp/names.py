@@ -1,22 +1,12 @@
-"""Paths at the server: names from outside checked, temporary names, parts of paths."""
+"""Paths at the server: names from outside checked, parts of paths."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
-from typing import Final
 
 from fastsync.errors import NameRefused
 from fastsync.names import safe_parts
-
-# What a killed run leaves behind; never listed, and 25 bytes whatever the target is called.
-TEMPORARY: Final = re.compile(rb"\.fs-[0-9a-f]{16}\.part")
-
-
-def temporary_name() -> bytes:
-    """A new name for a file that is not finished."""
-    return b".fs-%016x.part" % int.from_bytes(os.urandom(8), "big")
 
 
 def split(path: str) -> tuple[str, str]:

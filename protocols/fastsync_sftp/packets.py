@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import struct
+import time
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from fastsync.backend import Buffer, Kind
@@ -125,10 +126,16 @@ class Attributes(NamedTuple):
     gid: int | None = None
     mode: int | None = None
     mtime: int | None = None
+    atime: int | None = None
 
     @property
     def kind(self) -> Kind:
         return kind_of(self.mode)
+
+    @property
+    def touched(self) -> int | None:
+        """When it was written to or given its attributes, whichever was later."""
+        return max((each for each in (self.mtime, self.atime) if each is not None), default=None)
 
 
 def kind_of(mode: int | None) -> Kind:
@@ -163,7 +170,8 @@ def attributes(
     mode: int | None = None,
     mtime_ns: int | None = None,
 ) -> bytes:
-    """Attributes to set. Times before 1970 and after 2106 do not fit, and become the nearest that does."""
+    """Attributes to set. Times before 1970 and after 2106 do not fit, and become the nearest that does.
+    The time of the last access goes with the other one: it is now (see `temporary.is_abandoned`)."""
     flags = 0
     parts = []
     if size is not None:
@@ -178,7 +186,7 @@ def attributes(
     if mtime_ns is not None:
         flags |= _HAS_TIMES
         seconds = seconds_of(mtime_ns)
-        parts.append(_two.pack(seconds, seconds))
+        parts.append(_two.pack(min(int(time.time()), LATEST_TIME), seconds))
     return _u32.pack(flags) + b"".join(parts)
 
 
@@ -206,10 +214,10 @@ def read_attributes(body: bytes | memoryview, position: int = 0) -> tuple[Attrib
     try:
         (flags,) = _u32.unpack_from(body, position)
         if flags == _USUAL:
-            _, size, uid, gid, mode, _, mtime = _usual.unpack_from(body, position)
-            return Attributes(size, uid, gid, mode, mtime), position + _usual.size
+            _, size, uid, gid, mode, atime, mtime = _usual.unpack_from(body, position)
+            return Attributes(size, uid, gid, mode, mtime, atime), position + _usual.size
         position += 4
-        size = uid = gid = mode = mtime = None
+        size = uid = gid = mode = mtime = atime = None
         if flags & _HAS_SIZE:
             (size,) = _u64.unpack_from(body, position)
             position += 8
@@ -220,7 +228,7 @@ def read_attributes(body: bytes | memoryview, position: int = 0) -> tuple[Attrib
             (mode,) = _u32.unpack_from(body, position)
             position += 4
         if flags & _HAS_TIMES:
-            _, mtime = _two.unpack_from(body, position)
+            atime, mtime = _two.unpack_from(body, position)
             position += 8
         if flags & _HAS_MORE:
             (count,) = _u32.unpack_from(body, position)
@@ -229,7 +237,7 @@ def read_attributes(body: bytes | memoryview, position: int = 0) -> tuple[Attrib
                 _, position = read_string(body, position)
     except struct.error as error:
         raise BrokenProtocol("a message ends in the middle") from error
-    return Attributes(size, uid, gid, mode, mtime), position
+    return Attributes(size, uid, gid, mode, mtime, atime), position
 
 
 def read_names(body: bytes | memoryview) -> list[tuple[bytes, Attributes]]:

@@ -7,7 +7,6 @@ from typing import Final
 from fastsync.backend import Entry, WriteOptions
 from fastsync.errors import Conflict, DestinationFull, FastsyncError, NameRefused
 from fastsync_sftp import packets
-from fastsync_sftp.names import temporary_name
 from fastsync_sftp.packets import (
     FSETSTAT,
     LSTAT,
@@ -19,6 +18,7 @@ from fastsync_sftp.packets import (
 )
 from fastsync_sftp.scripts import Script, Stopped
 from fastsync_sftp.session import Session
+from fastsync_sftp.temporary import ASIDE, temporary_name
 
 _POSIX_RENAME = b"posix-rename@openssh.com"
 _FSYNC = b"fsync@openssh.com"
@@ -100,7 +100,7 @@ def replace(session: Session, temporary: bytes, target: bytes) -> Script[None]:
     if error.transient or not (yield from _refuse_directory(target)):
         raise error
     session.lacks("the server cannot replace a file in one step: for a moment neither is there")
-    aside = target.rpartition(b"/")[0] + b"/" + temporary_name()
+    aside = target.rpartition(b"/")[0] + b"/" + temporary_name(ASIDE)
     (reply,) = yield [packets.on_path(RENAME, target, packets.string(aside))]
     packets.must_be_ok(reply)
     (reply,) = yield from unstoppable([rename])

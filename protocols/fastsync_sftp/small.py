@@ -10,7 +10,6 @@ from fastsync.backend import Entry, Loaded, WholeJob, WriteOptions
 from fastsync.errors import Changed, FastsyncError, NotFound, Vanished
 from fastsync_sftp import packets
 from fastsync_sftp.bulk import is_version
-from fastsync_sftp.names import temporary_name
 from fastsync_sftp.packets import (
     CLOSE,
     CREATE,
@@ -28,6 +27,7 @@ from fastsync_sftp.packets import (
 from fastsync_sftp.placing import Finish, explain, mode_for, replace
 from fastsync_sftp.scripts import Script, Stopped
 from fastsync_sftp.session import Session
+from fastsync_sftp.temporary import temporary_name
 
 
 def write_file(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import Final, TypeVar
@@ -31,7 +32,7 @@ from fastsync_sftp.copying import copy_file
 from fastsync_sftp.directories import Directories
 from fastsync_sftp.links import SymlinkOrder, make_hard_link, make_link
 from fastsync_sftp.listing import Listing, entry_of
-from fastsync_sftp.names import join, split, temporary_name
+from fastsync_sftp.names import join, split
 from fastsync_sftp.packets import (
     CLOSE,
     FOR_READING,
@@ -49,6 +50,7 @@ from fastsync_sftp.pool import Pool
 from fastsync_sftp.scripts import Script, run
 from fastsync_sftp.session import Session
 from fastsync_sftp.small import must_be_version, read_file, write_file
+from fastsync_sftp.temporary import KEPT, SOON, sweep, temporary_name
 from fastsync_sftp.upload import Left, SftpUpload, begin, go_on
 
 T = TypeVar("T")
@@ -60,6 +62,8 @@ _LINGER_S: Final = 0.5
 _READ_AHEAD: Final = 4 << 20
 # Deletes, attributes and the like that are sent in one go.
 _AT_ONCE: Final = 500
+# Directories that are looked into for what a killed run left there, where no listing does it.
+_GLANCES: Final = 64
 
 
 class _Open:
@@ -90,6 +94,8 @@ class SftpStore:
         self._directories = Directories(pool, root, self.where)
         self._open: dict[Entry, asyncio.Future[_Open]] = {}
         self._symlinks = SymlinkOrder()
+        self._glances: dict[str, asyncio.Task[None]] = {}
+        self._is_swept = False
 
     @property
     def location(self) -> Location:
@@ -106,6 +112,8 @@ class SftpStore:
 
     async def aclose(self) -> None:
         """See `Source.aclose`."""
+        glances, self._glances = self._glances, {}
+        await asyncio.gather(*glances.values())
         opened, self._open = self._open, {}
         for future in opened.values():
             if future.done() and not future.cancelled() and future.exception() is None:
@@ -118,6 +126,7 @@ class SftpStore:
 
     async def scan(self, options: ScanOptions) -> AsyncIterator[Page]:
         """See `Source.scan`."""
+        self._is_swept = self._is_swept or (options.sweep and options.recursive)
         listing = Listing(self.pool, self.root, self._directories, options, self.where)
         async for page in listing.pages():
             yield page
@@ -297,8 +306,10 @@ class SftpStore:
         bad = await self._directories.check([directory], create=True)
         if directory in bad:
             raise bad[directory]
+        self._glance(directory)
         target = join(self.root, path)
-        temporary = target.rpartition(b"/")[0] + b"/" + temporary_name()
+        purpose = KEPT if options.resumable and not options.inplace else SOON
+        temporary = target.rpartition(b"/")[0] + b"/" + temporary_name(purpose)
         upload = SftpUpload(self.pool, temporary, target, path, like, options, self.where(path))
         session = await self.pool.session()
 
@@ -380,6 +391,17 @@ class SftpStore:
         except FastsyncError:
             return  # the server is out of reach; the names say whose they are
 
+    def _glance(self, directory: str) -> None:
+        """Remove what a killed run left in a directory that is written to and was not listed, meanwhile."""
+        if self._is_swept or directory in self._glances or len(self._glances) >= _GLANCES:
+            return
+
+        async def look() -> None:
+            with contextlib.suppress(FastsyncError):
+                await self.pool.run(lambda _: sweep(join(self.root, directory)))
+
+        self._glances[directory] = asyncio.create_task(look())
+
     async def _each(
         self,
         jobs: Sequence[J],
@@ -396,6 +418,9 @@ class SftpStore:
         parents = [job.path.rpartition("/")[0] for job in jobs]
         good = [parent for parent, answer in zip(parents, answers, strict=True) if answer is None]
         bad = await self._directories.check(good, create=True)
+        for directory in dict.fromkeys(good):
+            if directory not in bad:
+                self._glance(directory)
         scripts = []
         for index, job in enumerate(jobs):
             answers[index] = answers[index] or bad.get(parents[index])
@@ -452,7 +477,16 @@ class SftpStore:
                 continue
             error = packets.error_of(reply)
             if not error.transient:
-                (look,) = yield [packets.on_path(LSTAT, join(self.root, entry.path))]
+                at = join(self.root, entry.path)
+                if entry.kind == "dir":
+                    # What a killed run left in it is nothing.
+                    yield from sweep(at)
+                    again, look = yield [packets.on_path(RMDIR, at), packets.on_path(LSTAT, at)]
+                    if packets.status_of(again) in (OK, NO_SUCH_FILE):
+                        answers.append(None)
+                        continue
+                else:
+                    (look,) = yield [packets.on_path(LSTAT, at)]
                 if look[0] == packets.ATTRS:
                     is_dir = packets.must_be_attributes(look).kind == "dir"
                     if is_dir and entry.kind == "dir" and type(error) is FastsyncError:

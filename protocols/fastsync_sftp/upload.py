@@ -11,13 +11,13 @@ from fastsync.errors import Conflict, FastsyncError, IntegrityError, NotFound, U
 from fastsync.names import safe_parts
 from fastsync_sftp import packets
 from fastsync_sftp.bulk import RemoteFile, Writing, from_file, from_memory
-from fastsync_sftp.names import TEMPORARY
 from fastsync_sftp.packets import CLOSE, CREATE, FOR_WRITING, FSTAT, LSTAT, REMOVE
 from fastsync_sftp.placing import Finish, explain, mode_for, replace
 from fastsync_sftp.pool import Pool
 from fastsync_sftp.scripts import Script, Stopped
 from fastsync_sftp.session import Session
 from fastsync_sftp.small import open_new
+from fastsync_sftp.temporary import TEMPORARY
 
 
 class Left(NamedTuple):
