@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+from typing import Final
 
 from fastsync.backend import StoreOptions
-from fastsync.errors import FastsyncError, NotFound, UsageError
+from fastsync.errors import FastsyncError, NotFound, Transient, UsageError
 from fastsync.location import Location
 from fastsync_sftp import packets
 from fastsync_sftp.by_asyncssh import AsyncsshDialer
@@ -14,9 +15,12 @@ from fastsync_sftp.by_openssh import OpensshDialer, find_ssh
 from fastsync_sftp.packets import REALPATH
 from fastsync_sftp.place import Place, place_of
 from fastsync_sftp.pool import Dialer, Pool
-from fastsync_sftp.scripts import Script
+from fastsync_sftp.scripts import Script, run
 from fastsync_sftp.session import Session
 from fastsync_sftp.store import CopyingSftpStore, SftpStore
+
+# Connections that may be cut in the moment they are made.
+_TRIES: Final = 4
 
 
 class SftpBackend:
@@ -36,7 +40,7 @@ class SftpBackend:
         # To look and to delete, one connection has all there is to ask for on its way at once.
         pool.allow(1 if options.light else options.streams)
         try:
-            root, real = await pool.run(lambda session: _resolve(session, location.path))
+            root, real = await _resolved(pool, location.path)
         except FastsyncError as error:
             error.at(str(location))
             raise
@@ -60,6 +64,19 @@ def _dialers(place: Place, options: StoreOptions) -> tuple[Dialer, Dialer | None
     if ssh is None or place.password is not None:
         return first, None
     return first, OpensshDialer(place, ssh, options.request_timeout_s)
+
+
+async def _resolved(pool: Pool, path: str) -> tuple[bytes, bytes]:
+    """See `_resolve`; a connection that is cut at once is met with another one."""
+    attempt = 0
+    while True:
+        session = await pool.session()
+        try:
+            return await run(session, lambda session: _resolve(session, path))
+        except Transient:
+            attempt += 1
+            if session.alive or attempt >= _TRIES:
+                raise
 
 
 def _resolve(session: Session, path: str) -> Script[tuple[bytes, bytes]]:

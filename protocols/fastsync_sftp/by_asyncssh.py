@@ -260,6 +260,8 @@ class AsyncsshDialer:
         import asyncssh
 
         where = str(self._place)
+        if type(error) is Transient:  # the session was cut before it began
+            return Throttled(error.message, where=where)
         if isinstance(error, FastsyncError):
             return error.at(where)
         if keys.refusal is not None:
@@ -284,6 +286,8 @@ class AsyncsshDialer:
                 hint="if its host key changed, remove the old one with ssh-keygen -R",
             )
         if isinstance(error, asyncssh.ChannelOpenError):
+            if error.code == asyncssh.OPEN_CONNECT_FAILED:  # asyncssh's own word for a cut
+                return Throttled("the server hung up before we were in", where=where)
             return AccessRefused(
                 f"the server offers no SFTP: {error.reason}",
                 where=where,
@@ -301,7 +305,8 @@ class AsyncsshDialer:
             return UsageError(f"the host is not known: {error.strerror}", where=where)
         if isinstance(error, OSError):
             # A server that has too many logins under way (MaxStartups) hangs up without a word.
-            kind = Throttled if isinstance(error, ConnectionResetError) else Transient
+            cut = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
+            kind = Throttled if isinstance(error, cut) else Transient
             return kind(_said(error), where=where)
         if isinstance(error, ValueError):
             return UsageError(str(error), where=where)

@@ -178,6 +178,8 @@ class OpensshDialer:
                     f"no connection within {self._connect_timeout_s:g} seconds",
                     where=str(self._place),
                 ) from error
+            if type(error) is Transient and _UNREACHED.search(error.message) is None:
+                raise Throttled(error.message, where=error.where) from error
             raise
 
     async def hang_up(self, session: Session) -> None:
@@ -242,6 +244,8 @@ _REFUSED: Final = (
 )
 # What a server does that has too many logins under way (MaxStartups).
 _TURNED_AWAY: Final = "kex_exchange_identification"
+# What ssh says when it did not even get a connection; any other end before a session is worth a new one.
+_UNREACHED: Final = re.compile("connect to host .*: (?!Connection reset)")
 _USAGE: Final = ("Bad configuration option", "Could not resolve hostname", "Can't open user config")
 
 

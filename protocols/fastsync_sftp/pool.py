@@ -128,17 +128,21 @@ class Pool:
     # -- connections ---------------------------------------------------------------------------------
 
     async def _dial(self, dialer: Dialer) -> Session:
-        """One connection, tried again when the server turns it away for the moment."""
+        """One connection, tried again when the server turns it away for the moment, or it is cut on the way
+        in: nobody else could try that again."""
         attempt = 0
         while True:
             session = Session(self._stall_timeout_s)
             try:
                 await dialer.dial(session, self._known, self._reached)
+                if session.error is not None:
+                    raise Throttled(session.error.message, where=str(self.place))
                 break
             except Throttled:
                 attempt += 1
-                if attempt >= _DIALS or self._is_closed:
-                    raise
+                is_first = self._dialing is asyncio.current_task()
+                if attempt >= _DIALS or self._is_closed or not (self.sessions or is_first):
+                    raise  # further ones do not press on where even the first is not let in
                 await asyncio.sleep(random.uniform(0.5, 1.0) * 0.2 * 2**attempt)
             except (AccessRefused, UsageError):
                 if dialer is not self._nearby:
@@ -148,8 +152,6 @@ class Pool:
                 dialer = self._first
         session.on_loss = self._lost
         session.lacks = self.lacks
-        if session.error is not None:
-            raise session.error
         self._dialer_of[session] = dialer
         self.extensions = session.extensions
         self.sessions.append(session)

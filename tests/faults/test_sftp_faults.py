@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import socket
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import IO, ClassVar, cast
 import asyncssh
 import pytest
 import pytest_asyncio
+from fault_proxy import FaultProxy, Trouble
 from sshd import OurServer, free_port, no_extensions
 
 from fastsync.backend import Entry, Loaded, ScanOptions, StoreOptions, WholeJob, WriteOptions
@@ -221,6 +223,45 @@ async def test_a_server_that_never_answers() -> None:
         with pytest.raises(Transient, match="seconds"):
             await backend.connect(location, options)
         await backend.aclose()
+
+
+@pytest.mark.parametrize("transport", ["asyncssh", "openssh"])
+@pytest.mark.parametrize("at", [0, 500, 1500, 2000, 2600, 3000])
+async def test_a_cut_on_the_way_in(
+    server: OurServer, root: Path, tmp_path: Path, transport: str, at: int
+) -> None:
+    """Wherever in the handshake, the login or the first question it comes, there is another try."""
+    if transport == "openssh" and shutil.which("ssh") is None:
+        pytest.skip("no ssh is installed")
+    with FaultProxy(server.port) as proxy:
+        known = tmp_path / "known"
+        host_key = (tmp_path / "server/host_key.pub").read_text()
+        known.write_text(f"[127.0.0.1]:{proxy.port} {host_key}")
+        place = server.place | {"known_hosts": str(known), "ssh_transport": transport}
+        proxy.next(Trouble(cut_after=at), Trouble(cut_after=at, reset=True))
+        backend = SftpBackend()
+        location = parse(f"sftp://somebody@127.0.0.1:{proxy.port}{root}")
+        store = await backend.connect(location, StoreOptions(place=place))
+        assert (await store.stat("")).kind == "dir"
+        await backend.aclose()
+        assert proxy.troubled == 2 or at > 2000
+
+
+@pytest.mark.parametrize("at", [500, 2000])
+async def test_cuts_without_end(server: OurServer, root: Path, tmp_path: Path, at: int) -> None:
+    """It is tried some times, and not for ever."""
+    with FaultProxy(server.port) as proxy:
+        known = tmp_path / "known"
+        host_key = (tmp_path / "server/host_key.pub").read_text()
+        known.write_text(f"[127.0.0.1]:{proxy.port} {host_key}")
+        proxy.always(Trouble(cut_after=at))
+        backend = SftpBackend()
+        location = parse(f"sftp://somebody@127.0.0.1:{proxy.port}{root}")
+        place = server.place | {"known_hosts": str(known)}
+        with pytest.raises(Transient, match="hung up"):
+            await backend.connect(location, StoreOptions(place=place))
+        await backend.aclose()
+        assert 2 < proxy.connections < 20
 
 
 # -- lies ----------------------------------------------------------------------------------------------

@@ -150,6 +150,7 @@ class OurServer:
             key = asyncssh.generate_private_key("ssh-ed25519")
             key.write_private_key(folder / name)
             key.write_public_key(folder / f"{name}.pub")
+            (folder / name).chmod(0o600)  # else the system's ssh does not take it
 
         class Login(asyncssh.SSHServer):
             def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
