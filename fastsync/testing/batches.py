@@ -189,7 +189,7 @@ class BatchConformance(SinkConformance):
         await write(sink, "file", b"first")
         entry = (await _listed(sink))["file"]
         download = await sink.open_download(entry)
-        await write(sink, "file", b"other")
+        await write(sink, "file", b"another")
         with pytest.raises(Changed):
             await download.read_into_file(0, 5, scratch, ignore)
 

@@ -348,9 +348,25 @@ def _read_error(file: RemoteFile, kind: int, body: Any) -> FastsyncError:
     return packets.error_of((kind, body)).at(file.where)
 
 
+class _Gapless:
+    """Blocks end in any order; progress is told of what is there without a gap."""
+
+    def __init__(self, start: int, progress: Progress) -> None:
+        self._progress = progress
+        self._reached = start
+        self._beyond: dict[int, int] = {}  # blocks after a gap, by where they begin: where they end
+
+    def __call__(self, start: int, stop: int) -> None:
+        self._beyond[start] = stop
+        before = self._reached
+        while (reached := self._beyond.pop(self._reached, None)) is not None:
+            self._reached = reached
+        if self._reached > before:
+            self._progress(self._reached - before)
+
+
 class Writing(Transfer):
-    """A range being written, from memory or, by way of `Disk`, from a local file. Blocks end in any order;
-    progress is told of what is there without a gap."""
+    """A range being written, from memory or, by way of `Disk`, from a local file."""
 
     def __init__(
         self,
@@ -363,17 +379,7 @@ class Writing(Transfer):
     ) -> None:
         super().__init__(file, start, stop, block)
         self._fetch = fetch
-        self._progress = progress
-        self._reached = start
-        self._beyond: dict[int, int] = {}  # blocks after a gap, by where they begin: where they end
-
-    def _written(self, start: int, stop: int) -> None:
-        self._beyond[start] = stop
-        before = self._reached
-        while (reached := self._beyond.pop(self._reached, None)) is not None:
-            self._reached = reached
-        if self._reached > before:
-            self._progress(self._reached - before)
+        self._written = _Gapless(start, progress)
 
     def _send(self, session: Session, start: int, stop: int) -> None:
         length = stop - start
@@ -422,17 +428,20 @@ def from_file(disk: Disk, fd: int) -> Callable[[int, int, Callable[[Any], None]]
     return fetch
 
 
-def into_file(disk: Disk, fd: int, where: str, progress: Progress) -> Arrivals:
-    """Blocks to the same offsets of a local file."""
+def into_file(disk: Disk, fd: int, where: str, begin: int, progress: Progress) -> Arrivals:
+    """Blocks of a range that begins at `begin`, to the same offsets of a local file."""
+    arrived = _Gapless(begin, progress)
 
     def arrive(
         start: int, pieces: list[memoryview], then: Callable[[FastsyncError | None], None]
     ) -> None:
+        length = sum(map(len, pieces))
+
         def written(result: Any) -> None:
             if result is not None:
                 then(from_os_error(result, where))
                 return
-            progress(sum(map(len, pieces)))
+            arrived(start, start + length)
             then(None)
 
         disk.write(fd, start, pieces, written)

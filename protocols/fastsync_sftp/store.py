@@ -30,6 +30,7 @@ from fastsync_sftp import packets
 from fastsync_sftp.bulk import OrderedReading, Reading, RemoteFile, into_file
 from fastsync_sftp.copying import copy_file
 from fastsync_sftp.directories import Directories
+from fastsync_sftp.download import SftpDownload
 from fastsync_sftp.links import SymlinkOrder, make_hard_link, make_link
 from fastsync_sftp.listing import Listing, entry_of
 from fastsync_sftp.names import join, split
@@ -183,6 +184,10 @@ class SftpStore:
         finally:
             self._release(opened)
 
+    async def open_download(self, entry: Entry) -> SftpDownload:
+        """See `Downloads.open_download`. What is wrong with the file is told when it is read."""
+        return SftpDownload(self, entry)
+
     async def read_into_file(
         self, entry: Entry, start: int, stop: int, fd: int, progress: Progress
     ) -> None:
@@ -192,7 +197,7 @@ class SftpStore:
         try:
             if start < stop:
                 block = (await self.pool.session()).limits.read
-                arrivals = into_file(self.pool.disk, fd, where, progress)
+                arrivals = into_file(self.pool.disk, fd, where, start, progress)
                 await self.pool.carry(Reading(opened.file, start, stop, block, arrivals))
         except FastsyncError as error:
             error.at(where)

@@ -222,3 +222,62 @@ def test_what_an_upload_left_is_dropped(
     cut_off(tmp_path / "large", tmp_path / "there/large", signal.SIGKILL)
     assert fastsync("jobs", "clean").code == 0
     assert list((tmp_path / "there").iterdir()) == []
+
+
+@pytest.fixture
+def cut_download(
+    fastsync: Fastsync, started: Started, eventually: Eventually, flags: list[str], sshd: Sshd
+) -> Callable[[Path, Path], tuple[str, ...]]:
+    """Begins a download, kills the process when it is under way, and tells its arguments."""
+
+    def cut(source: Path, target: Path) -> tuple[str, ...]:
+        source.write_bytes(os.urandom(4 << 20))
+        os.utime(source, (1_000_000_000, 1_000_000_000))
+        target.parent.mkdir()
+        arguments = ("cp", *flags, "--chunk-size", "256K", "-p", "2", sshd.url(source), str(target))
+        process = started(*arguments, "--bwlimit", "400K")
+        journal = Path(fastsync.environ["HOME"]) / ".local/state/fastsync"
+
+        def has_begun() -> bool:
+            with contextlib.closing(Journal(str(journal))) as noted:
+                return any(record.ranges for record in noted.records())
+
+        eventually(has_begun)
+        process.kill()
+        process.wait(20)
+        return arguments
+
+    return cut
+
+
+CutDownload = Callable[[Path, Path], tuple[str, ...]]
+
+
+def test_a_download_goes_on_in_a_later_run(
+    fastsync: Fastsync, cut_download: CutDownload, tmp_path: Path
+) -> None:
+    """What is there is not fetched again: the same file is finished."""
+    source, target = tmp_path / "large", tmp_path / "here/large"
+    arguments = cut_download(source, target)
+    (left,) = target.parent.iterdir()
+    inode = left.stat().st_ino
+    done = fastsync(*arguments, "--json")
+    assert done.code == 0, done
+    assert json.loads(done.stdout.splitlines()[-1])["bytes_sent"] < 4 << 20
+    assert target.read_bytes() == source.read_bytes()
+    assert target.stat().st_ino == inode
+    assert [target] == list(target.parent.iterdir())
+
+
+@pytest.mark.parametrize("when", [1_000_000_001, 1_000_000_000])
+def test_another_version_is_not_gone_on_with_either(
+    fastsync: Fastsync, cut_download: CutDownload, tmp_path: Path, when: int
+) -> None:
+    """Also where size and time do not tell that it is another one."""
+    source, target = tmp_path / "large", tmp_path / "here/large"
+    arguments = cut_download(source, target)
+    source.write_bytes(os.urandom(4 << 20))
+    os.utime(source, (when, when))
+    assert fastsync(*arguments) == (0, "", "")
+    assert target.read_bytes() == source.read_bytes()
+    assert [target] == list(target.parent.iterdir())
