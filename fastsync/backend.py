@@ -371,6 +371,21 @@ class CopiesWithin(Protocol):
         ...
 
 
+@runtime_checkable
+class MovesWithin(Protocol):
+    """A sink that can give what certain sources have another name, in one step and as it is."""
+
+    def can_move_from(self, source: Source) -> bool: ...
+
+    async def move_from(
+        self, source: Source, jobs: Sequence[CopyJob]
+    ) -> list[FastsyncError | None]:
+        """Rename files, in the place of what stands there, and directories with all that is in them, to
+        names that are free; the answer has one item per job. An item that is not what was listed, or that
+        cannot be renamed, stays where it is, and may be copied instead."""
+        ...
+
+
 class Download(Protocol):
     """One version of a file being read in parts, with what its bytes must add up to."""
 

@@ -283,6 +283,11 @@ class Engine:
         """A source that cannot be copied: an item that failed."""
         self._tally.failed("scan", location.name, location, None, error)
 
+    def renamed(self, entry: Entry, source: Location, destination: Location) -> None:
+        """What needs no copy, having got another name."""
+        path = source.name + "/" * (entry.kind == "dir")
+        self._tally.done("copy", path, (source, destination), entry.size, "renamed")
+
     async def run(self, works: AsyncIterator[Work]) -> Summary:
         """Carry out everything. Raises only what no item can be blamed for (a listing that failed);
         item failures are in the summary."""

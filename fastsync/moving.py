@@ -31,6 +31,7 @@ from fastsync.events import Item, Observer, Totals
 from fastsync.location import Location
 from fastsync.plan import PlanPage
 from fastsync.removal import Remover
+from fastsync.renaming import rename
 from fastsync.session import Place, Request, Session, all_located, as_sink, located
 from fastsync.spool import Spool
 from fastsync.tally import Summary, Tally
@@ -133,6 +134,7 @@ async def run_mv(
                     engine.unusable(location, error)
         for source in works.sources:
             as_sink(source)  # what cannot be removed cannot be moved
+        await rename(session, works, engine)
         done: list[_Moved] = []
 
         async def made() -> AsyncIterator[Work]:

@@ -513,7 +513,7 @@ async def _one_page(entries: list[Entry]) -> AsyncGenerator[Page, None]:
 
 
 @dataclass(slots=True)
-class _Part:
+class Part:
     """A directory, what a wildcard means of it, or files of it with what stands in their places, on the
     way to a sink. `root` is what stands at a directory's place."""
 
@@ -532,9 +532,9 @@ class Works:
         self._request = session.request
         self._target = target
         self._into = False
-        self._parts: list[_Part] = []
+        self._parts: list[Part] = []
         # Files that the user named travel together, as long as no directory is merged with them.
-        self._files: dict[Location, _Part] = {}
+        self._files: dict[Location, Part] = {}
         self._claims: dict[str, tuple[str, bool]] = {}
         self._merges = False
         # Directories that were named, with what they are called in the directory above.
@@ -553,6 +553,17 @@ class Works:
                 where=str(target),
                 hint="end it with a / to have it made",
             )
+
+    @property
+    def parts(self) -> list[Part]:
+        """What becomes a work each; what is done already may be taken out before the first is made. None
+        for sources that are merged, which have to come one after the other."""
+        return [] if self._merges and len(self._parts) > 1 else self._parts
+
+    def name_at(self, part: Part, entry: Entry) -> str:
+        """What a file of a part is called below the part's sink."""
+        assert part.files is not None
+        return entry.path if self._into else self._target.name
 
     @property
     def sources(self) -> list[Source]:
@@ -605,7 +616,7 @@ class Works:
         elif not self._claim(store, place, is_directory=True):
             return
         self.directories.append(location)
-        self._append(_Part(store, sink, entry))
+        self._append(Part(store, sink, entry))
 
     async def _add_wild(self, wild: Wildcard) -> None:
         session = self._session
@@ -613,13 +624,13 @@ class Works:
         sink = await session.open_sink(self._target)
         await _check_tree(store, sink, wild)
         self._merge()
-        self._append(_Part(store, sink, wild=wild))
+        self._append(Part(store, sink, wild=wild))
 
     def _merge(self) -> None:
         self._merges = True
         self._files.clear()
 
-    def _append(self, part: _Part) -> None:
+    def _append(self, part: Part) -> None:
         write_options(self._request.settings, part.sink)  # refused now rather than half way
         self._parts.append(part)
         if not self.comparison:
@@ -631,7 +642,7 @@ class Works:
         source, name = await _directory(self._session, store), store.location.name
         if (part := self._files.get(source.location)) is None:
             sink = await self._session.open_sink(place.parent())
-            part = self._files[source.location] = _Part(source, sink, files=[])
+            part = self._files[source.location] = Part(source, sink, files=[])
             self._append(part)
         address = part.source.address().rstrip("/")
         standing = await standing_for_file(part.sink, place.name, (address, name))

@@ -1,4 +1,4 @@
-"""Copies from one place of a server to another that never pass through us (copy-data)."""
+"""From one place of a server to another without passing through us: copies (copy-data), and new names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,18 @@ from typing import Final
 from fastsync.backend import Entry, Progress, WriteOptions
 from fastsync.errors import Changed, FastsyncError, NotFound, Vanished
 from fastsync_sftp import packets
-from fastsync_sftp.packets import CLOSE, FOR_READING, FSTAT, LOST, LSTAT, REMOVE, STAT
+from fastsync_sftp.bulk import is_version
+from fastsync_sftp.packets import (
+    CLOSE,
+    FOR_READING,
+    FSTAT,
+    LOST,
+    LSTAT,
+    NO_SUCH_FILE,
+    REMOVE,
+    RENAME,
+    STAT,
+)
 from fastsync_sftp.placing import Finish, explain, replace
 from fastsync_sftp.scripts import Script, Stopped
 from fastsync_sftp.session import Session
@@ -83,3 +94,30 @@ def copy_file(
         raise failed
     if entry.size:
         progress(entry.size)
+
+
+def move(
+    session: Session, source: bytes, target: bytes, entry: Entry, error: FastsyncError | None
+) -> Script[None]:
+    """Give a file or a directory another name; `error` is what is wrong with the directory it is in."""
+    if error is not None:
+        raise error
+    (look,) = yield [packets.on_path(LSTAT, source)]
+    if entry.kind == "file":
+        must_be_version(entry, look)
+        yield from replace(session, source, target)
+        return
+    if packets.must_be_attributes(look).kind != "dir" or entry.kind != "dir":
+        raise Changed("something of another kind stands there")
+    # Version 3's own rename, which does not replace.
+    (reply,) = yield [packets.on_path(RENAME, source, packets.string(target))]
+    packets.must_be_ok(reply)
+
+
+def has_moved(source: bytes, target: bytes, entry: Entry) -> Script[bool]:
+    """True when it is there, and no longer here."""
+    ours, theirs = yield [packets.on_path(LSTAT, source), packets.on_path(LSTAT, target)]
+    if packets.status_of(ours) != NO_SUCH_FILE or theirs[0] != packets.ATTRS:
+        return False
+    now = packets.must_be_attributes(theirs)
+    return now.kind == entry.kind and (entry.kind == "dir" or is_version(entry, now))

@@ -23,12 +23,12 @@ from fastsync.backend import (
     WholeJob,
     WriteOptions,
 )
-from fastsync.errors import Conflict, FastsyncError, NotFound, Vanished
+from fastsync.errors import Conflict, FastsyncError, NotFound, Transient, Vanished
 from fastsync.location import Location
 from fastsync.names import safe_parts
 from fastsync_sftp import packets
 from fastsync_sftp.bulk import OrderedReading, Reading, RemoteFile, into_file
-from fastsync_sftp.copying import copy_file
+from fastsync_sftp.copying import copy_file, has_moved, move
 from fastsync_sftp.directories import Directories
 from fastsync_sftp.download import SftpDownload
 from fastsync_sftp.links import SymlinkOrder, make_hard_link, make_link
@@ -436,6 +436,38 @@ class SftpStore:
             self._placed(next(results) if answer is None else answer, job.path)
             for answer, job in zip(answers, jobs, strict=True)
         ]
+
+    def can_move_from(self, source: Source) -> bool:
+        """See `MovesWithin.can_move_from`."""
+        return isinstance(source, SftpStore) and source.pool is self.pool
+
+    async def move_from(
+        self, source: Source, jobs: Sequence[CopyJob]
+    ) -> list[FastsyncError | None]:
+        """See `MovesWithin.move_from`."""
+        assert isinstance(source, SftpStore)
+        theirs = source._directories
+        bad = await theirs.check([job.entry.path.rpartition("/")[0] for job in jobs], create=False)
+
+        def script(job: CopyJob) -> Callable[[Session], Script[None]]:
+            error = bad.get(job.entry.path.rpartition("/")[0])
+            for directories, path in ((theirs, job.entry.path), (self._directories, job.path)):
+                directories.forget(path)
+            start, target = join(source.root, job.entry.path), join(self.root, job.path)
+            return lambda session: move(session, start, target, job.entry, error)
+
+        answers = await self._each(jobs, script)
+        for index, (job, answer) in enumerate(zip(jobs, answers, strict=True)):
+            if isinstance(answer, Transient) and await self._has_moved(source, job):
+                answers[index] = None  # it was the answer that was lost
+        return answers
+
+    async def _has_moved(self, source: SftpStore, job: CopyJob) -> bool:
+        start, target = join(source.root, job.entry.path), join(self.root, job.path)
+        try:
+            return await self.pool.run(lambda _: has_moved(start, target, job.entry))
+        except FastsyncError:
+            return False
 
     async def delete(self, entries: Sequence[Entry]) -> list[FastsyncError | None]:
         """See `Sink.delete`."""

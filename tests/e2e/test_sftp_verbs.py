@@ -106,6 +106,45 @@ def test_mv(fastsync: Fastsync, there: Path, sshd: Sshd, flags: list[str], tmp_p
     assert not (there / "dir").exists()
 
 
+def test_mv_within_is_another_name(
+    fastsync: Fastsync, there: Path, sshd: Sshd, flags: list[str], plant: Plant
+) -> None:
+    """One file, several, one over another, and a tree: the same files as before."""
+    before = {path.name: path.lstat().st_ino for path in there.rglob("*")}
+    plant(there, {"old": "old"})
+    to = sshd.url(there)
+    assert fastsync("mv", *flags, f"{to}/a", f"{to}/old") == (0, "", "")
+    assert (there / "old").stat().st_ino == before["a"]
+    assert fastsync("mv", *flags, f"{to}/old", f"{to}/dir/b", f"{to}/new/").code == 0
+    assert (there / "new/old").stat().st_ino == before["a"]
+    assert (there / "new/b").stat().st_ino == before["b"]
+    done = fastsync("mv", "--json", *flags, f"{to}/dir", f"{to}/x/y/dir2")
+    assert done.code == 0, done
+    assert (there / "x/y/dir2").stat().st_ino == before["dir"]
+    assert json.loads(done.stdout.splitlines()[-1])["copied"] == 1
+    assert sorted(path.name for path in there.iterdir()) == ["link", "new", "x"]
+
+
+def test_mv_within_that_is_more_than_another_name(
+    fastsync: Fastsync, there: Path, sshd: Sshd, flags: list[str], plant: Plant
+) -> None:
+    """Where a directory stands already, or rules leave something behind, it is copied."""
+    plant(there, {"other/dir/sub/d": "d", "other/dir/b": "older"})
+    to = sshd.url(there)
+    assert fastsync("mv", "--exclude", "*/c", *flags, f"{to}/dir", f"{to}/excluding").code == 0
+    assert [path.name for path in (there / "dir").rglob("*")] == ["sub", "c"]
+    assert (there / "excluding/b").read_text() == "bb"
+    assert fastsync("mv", *flags, f"{to}/excluding", f"{to}/dir") == (0, "", "")
+    done = fastsync("mv", *flags, f"{to}/dir/excluding/b", f"{to}/dir/b")
+    assert done == (0, "", "")
+    assert fastsync("mv", *flags, f"{to}/dir", f"{to}/other/") == (0, "", "")
+    assert (there / "other/dir/b").read_text() == "bb"
+    assert (there / "other/dir/sub/d").read_text() == "d"
+    assert (there / "other/dir/sub/c").stat().st_size == 300_000
+    assert not (there / "dir").exists()
+    assert fastsync("mv", *flags, f"{to}/other", f"{to}/other/dir/x").code == 2
+
+
 def test_rm_and_mkdir(fastsync: Fastsync, there: Path, sshd: Sshd, flags: list[str]) -> None:
     assert fastsync("mkdir", *flags, sshd.url(there / "one/two")).code == 0
     assert (there / "one/two").is_dir()

@@ -80,6 +80,7 @@ class FaultProxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self.connections = 0
         self.troubled = 0
+        self.passed = 0  # bytes, either way
 
     @property
     def port(self) -> int:
@@ -160,6 +161,7 @@ class FaultProxy:
                     if limit is not None:
                         data = data[: max(0, limit - link.passed[up])]
             link.passed[up] += len(data)
+            self.passed += len(data)
             writer.write(data)
             await writer.drain()
             if trouble.slice is not None:
