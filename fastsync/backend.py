@@ -125,6 +125,7 @@ class WriteOptions:
 
     `inplace` writes over the old file instead of renaming a finished one; `durable` makes file and name
     survive a power cut before the write counts as done; `special` keeps setuid, setgid and sticky bits.
+    `reread`: what a store copies by itself is read back and compared before it appears (`Limits.rereads`).
     `guarded` lets a write appear only where there still is what was listed (nothing, if nothing was),
     else it raises Overtaken; stores with `Limits.conditional_writes` know how. `resumable`: the upload may
     be left unfinished for a later process (`ResumesUploads`).
@@ -139,6 +140,7 @@ class WriteOptions:
     sparse: bool = False
     guarded: bool = False
     resumable: bool = False
+    reread: bool = False
 
 
 def _say_nothing(_text: str) -> None:
@@ -189,7 +191,8 @@ class Limits:
     is checked by the store itself (`WriteOptions.guarded`). `content_versions` names the kind of
     `Entry.version` where equal versions of that kind mean equal content, in any store that has the kind.
     `raw_names`: every name can be written, also such as no disk takes ("a//b", "dir/"). `rechecks`: uploads
-    that are taken up again are `Rechecks`.
+    that are taken up again are `Rechecks`. `checks_writes`: every byte goes with a digest, which the store
+    compares before a file appears. `rereads`: see `WriteOptions.reread`.
     """
 
     min_part: int = 1
@@ -203,6 +206,8 @@ class Limits:
     content_versions: str | None = None
     raw_names: bool = False
     rechecks: bool = False
+    checks_writes: bool = False
+    rereads: bool = False
 
 
 # Parts of one length, in a `Grid` that grows.
@@ -429,10 +434,11 @@ class SeeksSome(Protocol):
 
 class Loaded(NamedTuple):
     """A small file in memory: its entry, completed by what reading it told (mtime, mode), and its bytes,
-    checked against every digest that came with them."""
+    checked against every digest that came with them; `is_verified` if there was one."""
 
     entry: Entry
     data: Buffer
+    is_verified: bool = False
 
 
 @runtime_checkable
@@ -634,6 +640,15 @@ class LocalUpload(Protocol):
 
     def covers(self, start: int, stop: int) -> None:
         """Note that [start, stop) was written through the descriptor."""
+        ...
+
+
+@runtime_checkable
+class ReadsBack(Protocol):
+    """An upload that can show what of it is at the store, before it is committed."""
+
+    def read_back(self, start: int, stop: int) -> AsyncIterator[Buffer]:
+        """The bytes [start, stop) as they are there; all of them, or it raises."""
         ...
 
 

@@ -50,7 +50,7 @@ from fastsync.backend import (
 )
 from fastsync.backing import save
 from fastsync.budget import Budget
-from fastsync.comparing import common_algorithm, same_bytes, same_digest, same_small
+from fastsync.comparing import common_algorithm, reread, same_bytes, same_digest, same_small
 from fastsync.errors import (
     AccessRefused,
     Changed,
@@ -214,6 +214,7 @@ class _Run:
     within: bool = False  # the sink copies by itself
     unpaced: bool = True  # no limit of the rate, or the bytes do not pass through this machine
     whole: int = -1  # files up to this size travel whole, in batches
+    rereads: bool = False  # what the sink copies by itself, this process compares
     compares_whole: bool = False  # small files are compared by reading both, in batches
     small: int = 0
     copies: _Batch = field(default_factory=_Batch)
@@ -297,7 +298,9 @@ class Engine:
         try:
             async for work in works:
                 run = _Run(work)
-                if offers(work.source, ReadsWhole) and offers(work.sink, WritesWhole):
+                if work.write.reread:
+                    run.rereads = run.within and not work.sink.limits.rereads
+                elif offers(work.source, ReadsWhole) and offers(work.sink, WritesWhole):
                     run.whole = min(self._budgets.small, self._lanes.chunk_size)
                 if self._budgets.pace is not None:
                     local = offers(work.source, LocalFiles) and offers(work.sink, LocalFiles)
@@ -716,6 +719,7 @@ class Engine:
         work = run.work
         alone = actions[0] if len(actions) == 1 else None
         changed: list[Action] = []
+        verified: set[str] = set()
         started = time.monotonic()
         copied = unlucky = 0
         last: FastsyncError | None = None
@@ -724,7 +728,8 @@ class Engine:
             nonlocal started
             if not run.within:
                 started = time.monotonic()
-                return await self._copy_whole(work, some)
+                return await self._copy_whole(work, some, verified)
+            sink = work.sink
             assert offers(work.sink, CopiesWithin)
             async with self._lanes.streams.spend(1), self._lanes.memory.spend(READ_BUFFER):
                 started = time.monotonic()
@@ -732,18 +737,27 @@ class Engine:
                     if not run.unpaced:
                         await self._wait_for_turn(work, some)
                     jobs = work.jobs(some)
-                    return await work.sink.copy_from(
+                    answers: Sequence[FastsyncError | None] = await work.sink.copy_from(
                         work.source, jobs, work.write, self._tally.moved
                     )
+            if run.rereads:
+                answers = await reread(work.source, sink, jobs, answers, self._lanes)
+            if work.write.reread:
+                pairs = zip(some, answers, strict=True)
+                verified.update(action.path for action, answer in pairs if answer is None)
+            return answers
 
         def done(some: Sequence[Action]) -> None:
             nonlocal copied
             copied += len(some)
             if alone is None and not self._tally.wants_items:
-                self._tally.copied(len(some), sum(action.entry.size or 0 for action in some))
+                checked = sum(action.path in verified for action in some) if verified else 0
+                size = sum(action.entry.size or 0 for action in some)
+                self._tally.copied(len(some), size, checked)
                 return
             for action in some:
-                self._done(run, action, time.monotonic() - started if alone else 0.0)
+                duration_s = time.monotonic() - started if alone else 0.0
+                self._done(run, action, duration_s, is_verified=action.path in verified)
 
         def failed(action: Action, error: FastsyncError) -> None:
             nonlocal last, unlucky
@@ -786,10 +800,12 @@ class Engine:
             await self._lanes.pace.take(size, work.source, work.sink)
 
     async def _copy_whole(
-        self, work: Work, actions: Sequence[Action]
+        self, work: Work, actions: Sequence[Action], verified: set[str]
     ) -> list[FastsyncError | None]:
-        """Small files, read and written in two calls; the answer has one item per action."""
+        """Small files, read and written in two calls; the answer has one item per action. Those of which a
+        digest was compared are added to `verified`."""
         source, sink = work.source, work.sink
+        checks_writes = sink.limits.checks_writes
         assert offers(source, ReadsWhole)
         assert offers(sink, WritesWhole)
         answers: list[FastsyncError | None] = []
@@ -811,6 +827,8 @@ class Engine:
                         entry = entry._replace(mtime_ns=entry.stored_ns)
                     jobs.append(WholeJob(entry, work.target(action.path), load.data, action.old))
                     answers.append(None)
+                    if load.is_verified or checks_writes:
+                        verified.add(action.path)
             writes = iter(await sink.write_whole(jobs, work.write) if jobs else ())
         moved = 0
         for index, (action, answer) in enumerate(zip(actions, answers, strict=True)):
@@ -868,9 +886,12 @@ class Engine:
         elif await self._backed_up(run, [action]):
             path = work.target(action.path)
             entry, old, moved = action.entry, action.old, self._tally.moved
-            await transfer(work.source, work.sink, entry, path, work.write, self._lanes, moved, old)
+            landed = await transfer(
+                work.source, work.sink, entry, path, work.write, self._lanes, moved, old
+            )
             self._learn(1, 0, None)
-            self._done(run, action, time.monotonic() - started)
+            duration_s = time.monotonic() - started
+            self._done(run, action, duration_s, is_verified=landed.is_verified)
 
     async def _relist(self, run: _Run, action: Action) -> Action | None:
         """The action with the entry as it is now; None after telling that it cannot be copied."""
@@ -962,14 +983,19 @@ class Engine:
             if action is not None:
                 current.pop(action.path, None)
 
-    def _done(self, run: _Run, action: Action, duration_s: float = 0.0) -> None:
+    def _done(
+        self, run: _Run, action: Action, duration_s: float = 0.0, *, is_verified: bool = False
+    ) -> None:
         # The places are made only for somebody who looks: they cost as much as a small file.
         places = run.work.places(action) if self._tally.wants_items else None
         size, reason = action.entry.size, action.reason
         if self._record is not None:
             entry, old, late = action.entry, action.old, self._is_late
             self._record(run.work, _operation(action), action.path, entry, old, reason, late=late)
-        self._tally.done(_operation(action), action.path, places, size, reason, duration_s)
+        operation = _operation(action)
+        self._tally.done(
+            operation, action.path, places, size, reason, duration_s, is_verified=is_verified
+        )
 
     def _failed(self, run: _Run, action: Action, error: FastsyncError) -> None:
         if run.work.yields and isinstance(error, Overtaken):

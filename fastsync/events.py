@@ -39,7 +39,8 @@ class Totals:
 
     Bytes are file content. `bytes_done` counts bytes that moved, whatever became of their file, and is
     corrected downwards only by `bytes_retried` being counted apart, so it never runs backwards.
-    `planned_*` grow while scanning and are final once `scanning` is false.
+    `planned_*` grow while scanning and are final once `scanning` is false. `files_verified` are those of
+    `files_copied` of which a digest of all bytes was compared, or the copy itself.
     """
 
     scanning: bool = True
@@ -47,6 +48,7 @@ class Totals:
     planned_files: int = 0
     planned_bytes: int = 0
     files_copied: int = 0
+    files_verified: int = 0
     bytes_copied: int = 0
     bytes_done: int = 0
     bytes_skipped: int = 0
@@ -59,6 +61,11 @@ class Totals:
     specials_skipped: int = 0
     retries: int = 0
     current: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def files_unverified(self) -> int:
+        """Copied files of which only the length was compared."""
+        return self.files_copied - self.files_verified
 
 
 class Observer(Protocol):

@@ -70,11 +70,18 @@ async def run_pipe(place: Place, request: Request, fd: int = 0) -> Summary:
 
         ticker = asyncio.create_task(tick())
         try:
-            made = await transfer(
+            made, is_verified = await transfer(
                 source, sink, source.entry, target.name, write, lanes, tally.moved, standing
             )
-            duration_s = time.monotonic() - started
-            tally.done("copy", target.name, places, made.size, "standard input", duration_s)
+            tally.done(
+                "copy",
+                target.name,
+                places,
+                made.size,
+                "standard input",
+                time.monotonic() - started,
+                is_verified=is_verified,
+            )
         except FastsyncError as error:
             tally.failed("copy", target.name, *places, error)
         finally:

@@ -172,7 +172,7 @@ async def _works(
 ) -> AsyncIterator[Work]:
     settings = session.request.settings
     for key, pair in pairs.items():
-        write = write_options(settings, pair.sink)
+        write = write_options(settings, pair.sink, pair.source)
         if pair.sink.limits.conditional_writes:
             write = dataclasses.replace(write, guarded=True)
         if (

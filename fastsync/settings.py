@@ -175,6 +175,11 @@ class Settings:
     )
     resume: bool = _setting(True, SWITCH, "go on where an interrupted copy of a large file ended")
     durable: bool = _setting(False, SWITCH, "a finished file survives a power cut (fsync)")
+    verify: Literal["digest", "reread"] = _setting(
+        "digest",
+        choice("digest", "reread"),
+        "check digests where a store tells any, or read back all that was written",
+    )
     fail_on_conflict: bool = _setting(
         False, SWITCH, "fail where somebody else wrote to the destination meanwhile"
     )

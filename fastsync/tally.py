@@ -56,9 +56,10 @@ class Tally:
         self.totals.planned_files += 1
         self.totals.planned_bytes += size or 0
 
-    def copied(self, files: int, size: int) -> None:
+    def copied(self, files: int, size: int, verified: int) -> None:
         """A batch is copied, and nobody wants to hear of its items."""
         self.totals.files_copied += files
+        self.totals.files_verified += verified
         self.totals.bytes_copied += size
 
     def done(
@@ -69,12 +70,15 @@ class Tally:
         size: int | None,
         reason: str,
         duration_s: float = 0.0,
+        *,
+        is_verified: bool = False,
     ) -> None:
         """An item is finished (or, under dry-run, would be). `places` may be None if `wants_items` is
         false."""
         totals = self.totals
         if operation == "copy":
             totals.files_copied += 1
+            totals.files_verified += is_verified
             totals.bytes_copied += size or 0
         elif operation == "mkdir":
             totals.directories_made += 1

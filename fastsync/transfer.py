@@ -17,7 +17,8 @@ import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import IO, Final, Literal, TypeAlias
+from functools import partial
+from typing import IO, Final, Literal, NamedTuple, TypeAlias
 
 from fastsync.backend import (
     READ_BUFFER,
@@ -32,6 +33,7 @@ from fastsync.backend import (
     LocalUpload,
     PinnedFile,
     Progress,
+    ReadsBack,
     ReadsIntoFile,
     Sink,
     Source,
@@ -44,9 +46,17 @@ from fastsync.backend import (
     reads_ranges,
 )
 from fastsync.budget import Budget
-from fastsync.errors import Changed, FastsyncError, IntegrityError, Unsupported, from_os_error
+from fastsync.errors import (
+    Changed,
+    Conflict,
+    FastsyncError,
+    IntegrityError,
+    Unsupported,
+    from_os_error,
+)
 from fastsync.pace import Pace
 from fastsync.patience import persistently
+from fastsync.rereading import RangeDigest, Seen
 from fastsync.resuming import Trace, UploadLog, begin, gaps, version_of
 from fastsync.workers import run_all
 
@@ -123,6 +133,14 @@ def tapering(start: int, stop: int, part_size: int, streams: int) -> Iterator[tu
         start += length
 
 
+class Landed(NamedTuple):
+    """What a sink made of a file, and whether a digest of all its bytes, or they themselves, were compared:
+    with what the source says they add up to, with what the store got, or with what was read back."""
+
+    entry: Entry
+    is_verified: bool
+
+
 async def transfer(
     source: Source,
     sink: Sink,
@@ -132,12 +150,13 @@ async def transfer(
     lanes: Lanes,
     progress: Progress,
     old: Entry | None = None,
-) -> Entry:
+) -> Landed:
     """Copy one file by any route but "within" and return what the sink made of it.
 
     `old` is what was listed at `path`. Raises Changed when the source is no longer `entry`,
     IntegrityError when lengths or digests disagree; then nothing is visible at `path` and nothing is left
-    behind, except what a later process can go on with (`options.resumable`).
+    behind, except what a later process can go on with (`options.resumable`), and a file that only showed
+    to be wrong when it was read back (`options.reread`) in a store that shows none before.
     """
     route = choose_route(entry, source, sink, lanes.chunk_size)
     chunk = lanes.chunk_size
@@ -168,17 +187,20 @@ async def transfer(
     upload = trace.upload
     try:
         lanes.resumed(sum(stop - start for start, stop in trace.done))
-        move = _Move(source, sink, download, trace, upload, entry, lanes, progress)
+        seen = Seen() if options.reread else None
+        move = _Move(source, sink, download, trace, upload, entry, lanes, progress, seen)
         move.sparse = options.sparse
+        is_verified = sink.limits.checks_writes
         if in_one and entry.size is not None and offers(upload, LocalUpload):
             size = entry.size
-            await move.parts(size)  # a single one, which moves as parts do
+            is_verified |= await move.parts(size)  # a single one, which moves as parts do
         elif route == "stream" or entry.size is None:
             grid = Grid(part_size, entry.size is None, sink.limits.max_part)
             size = await move.stream(grid)
         else:
             size = entry.size
-            await move.parts(part_size)
+            is_verified |= await move.parts(part_size)
+        is_reread = options.reread and await move.reread(size)
         made = await persistently(lambda: upload.commit(size), lanes.may_retry)
     except BaseException as error:
         # Not even a second cancellation may leave a half file or an orphan upload.
@@ -187,7 +209,9 @@ async def transfer(
     trace.end()
     if made.size != size:
         raise IntegrityError(f"{size} bytes were sent, the store has {made.size}", where=path)
-    return made
+    if options.reread and not is_reread:
+        await move.reread_made(path, size)
+    return Landed(made, is_verified or options.reread)
 
 
 class _Once:
@@ -223,13 +247,14 @@ class _Move:
     entry: Entry
     lanes: Lanes
     progress: Progress
+    seen: Seen | None = None
     file: PinnedFile | None = None
     sparse: bool = False
 
     # -- parts ---------------------------------------------------------------------------------------
 
-    async def parts(self, part_size: int) -> None:
-        """All parts in parallel, and the file checked as a whole."""
+    async def parts(self, part_size: int) -> bool:
+        """All parts in parallel, and the file checked as a whole; whether there was a digest to check."""
         source, upload = self.source, self.upload
         size = self.entry.size or 0
         try:
@@ -249,10 +274,11 @@ class _Move:
                 self.file.verify()
             if self.download is not None:
                 fd = upload.fileno() if offers(upload, LocalUpload) else None
-                await self.download.verify(fd)
+                return await self.download.verify(fd)
         finally:
             if self.file is not None:
                 self.file.close()
+        return False
 
     def _ranges(self, size: int, part_size: int) -> list[tuple[int, int]]:
         """What is still to be moved. Where a part that breaks off goes on, and none is held in memory, they
@@ -280,7 +306,10 @@ class _Move:
 
     async def _try_part(self, start: int, stop: int, progress: Progress) -> None:
         source, upload, lanes = self.source, self.upload, self.lanes
-        if (lanes.pace is not None or self.sparse) and offers(upload, LocalUpload):
+        is_looked_at = (
+            lanes.pace is not None or self.sparse or (self.seen and not offers(source, LocalFiles))
+        )
+        if is_looked_at and offers(upload, LocalUpload):
             await self._by_buffers(start, stop, progress)
         elif self.file is not None and offers(upload, WritesFromFile):
             async with lanes.streams.spend(1):
@@ -332,14 +361,19 @@ class _Move:
     async def _by_buffers(self, start: int, stop: int, progress: Progress) -> None:
         """To a local file as the bytes come, so that they can come slowly."""
         lanes, position = self.lanes, start
+        digest = None if self.seen is None else RangeDigest()
         async with lanes.streams.spend(1), lanes.memory.spend(READ_BUFFER):
             async with closing(self._read_slowly(start, stop, self.sink)) as buffers:
                 async for buffer in buffers:
                     self._refuse_excess(position + len(buffer) - start, stop - start)
+                    if digest is not None:
+                        await digest.add(buffer)
                     await self.upload.write(position, buffer)
                     position += len(buffer)
                     progress(len(buffer))
             self._refuse_gap(position - start, stop - start, start)
+        if self.seen is not None and digest is not None:
+            self.seen.note(start, stop, digest)
 
     async def _by_memory(self, start: int, stop: int, progress: Progress) -> None:
         lanes, length = self.lanes, stop - start
@@ -355,6 +389,7 @@ class _Move:
             self._refuse_gap(filled, length, start)
             if lanes.pace is not None:
                 await lanes.pace.send(length, self.sink)
+            await self._see(start, part)
             await self.upload.write(start, part)
         progress(length)
 
@@ -403,6 +438,47 @@ class _Move:
             )
         await upload.write_from_file(start, stop, file.fileno(), progress)
 
+    # -- once more -----------------------------------------------------------------------------------
+
+    async def _see(self, start: int, part: Buffer) -> None:
+        if self.seen is not None:
+            digest = RangeDigest()
+            await digest.add(part)
+            self.seen.note(start, start + len(part), digest)
+
+    async def reread(self, size: int) -> bool:
+        """Compare what is written with what was read; False where the store shows nothing before the file
+        is committed."""
+        upload = self.upload
+        if not offers(upload, ReadsBack):
+            return False
+        await self._compare(size, upload.read_back)
+        return True
+
+    async def reread_made(self, path: str, size: int) -> None:
+        """The same for the file that the store has made of it."""
+        made = await persistently(lambda: self.sink.stat(path), self.lanes.may_retry)
+        if made.size != size:
+            raise IntegrityError(f"{size} bytes were sent, the store has {made.size}", where=path)
+        try:
+            await self._compare(size, partial(self.sink.read, made))
+        except Changed as error:
+            raise Conflict(
+                "somebody else wrote there before it was read back", where=path
+            ) from error
+
+    async def _compare(
+        self, size: int, written: Callable[[int, int], AsyncIterator[Buffer]]
+    ) -> None:
+        seen, lanes = self.seen, self.lanes
+        assert seen is not None
+
+        async def compare() -> None:
+            async with lanes.streams.spend(1), lanes.memory.spend(READ_BUFFER):
+                await seen.compare(size, self._read, written, self.entry.path)
+
+        await persistently(compare, lanes.may_retry)
+
     # -- streams -------------------------------------------------------------------------------------
 
     async def stream(self, grid: Grid) -> int:
@@ -442,6 +518,7 @@ class _Move:
         part = bytearray()
         while len(part) < length and await feed.more():
             part += feed.take(length - len(part))
+        await self._see(start, part)
 
         async def write() -> None:
             await persistently(lambda: self.upload.write(start, part), self.lanes.may_retry)
@@ -452,10 +529,13 @@ class _Move:
 
     async def _stage_part(self, feed: _Feed, start: int, length: int) -> int:
         """One part that is too large for the memory granted."""
+        digest = RangeDigest() if self.seen is not None else None
         with _staging_file() as file:
             taken = 0
             while taken < length and await feed.more():
                 piece = feed.take(length - taken)
+                if digest is not None:
+                    await digest.add(piece)
                 await _stage(file, start + taken, piece)
                 taken += len(piece)
             once = _Once(self.progress, self.trace, start)
@@ -465,6 +545,8 @@ class _Move:
                 await self._write_staged(start, start + taken, file, once)
 
             await persistently(write, self.lanes.may_retry)
+        if self.seen is not None and digest is not None:
+            self.seen.note(start, start + taken, digest)
         return taken
 
 

@@ -19,6 +19,7 @@ from fastsync.backend import (
     KeepsDirectories,
     KeepsLinks,
     KeepsXattrs,
+    LocalFiles,
     MakesHardLinks,
     Page,
     ScanOptions,
@@ -133,9 +134,11 @@ def refuse_list(session: Session, location: Location) -> None:
         )
 
 
-def write_options(settings: Settings, sink: Sink) -> WriteOptions:
-    """How `sink` is to write. Raises UsageError for a promise that it cannot keep."""
+def write_options(settings: Settings, sink: Sink, source: Source | None = None) -> WriteOptions:
+    """How `sink` writes what comes from `source`. Raises UsageError for a promise that it cannot keep."""
     guards = sink.limits.conditional_writes
+    # Whoever wants content to count, and has both sides at hand, wants that of the copy to count, too.
+    is_local = source is not None and offers(source, LocalFiles) and offers(sink, LocalFiles)
     if settings.fail_on_conflict and not guards:
         raise UsageError(
             f"--fail-on-conflict: {sink.location.scheme}:// cannot tell when others write there",
@@ -149,6 +152,7 @@ def write_options(settings: Settings, sink: Sink) -> WriteOptions:
         sparse=settings.sparse,
         guarded=settings.fail_on_conflict or (settings.ignore_existing and guards),
         resumable=settings.resume,
+        reread=settings.verify == "reread" or (settings.checksum and is_local),
     )
 
 
@@ -346,7 +350,7 @@ async def tree(
     request = session.request
     settings = request.settings
     sink = await session.open_sink(target)
-    write = write_options(settings, sink)
+    write = write_options(settings, sink, source)
     standing = await _check_tree(source, sink, wild)
     backup = await backup_for(session, source, sink, top or target)
     chosen = await chosen_for(session, source)
@@ -466,7 +470,7 @@ def files(
         source,
         sink,
         _as_itself(pages) if source.location.stands_alone else pages,
-        write_options(request.settings, sink),
+        write_options(request.settings, sink, source),
         rename=rename,
         differ=rules.attributes_differ,
         decide=_settled(rules),

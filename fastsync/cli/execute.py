@@ -32,6 +32,7 @@ _OPTIONS = (
     "durable",
     "xattrs",
     "backup_dir",
+    "verify",
     "progress",
     "color",
     *OUTPUT,

@@ -18,6 +18,7 @@ _OPTIONS = (
     *WIRE,
     "ignore_existing",
     "durable",
+    "verify",
     "fail_on_conflict",
     "progress",
     *OUTPUT,

@@ -108,6 +108,8 @@ def summary_json(summary: Summary) -> str:
         operation="summary",
         success=summary.exit_code == 0,
         copied=totals.files_copied,
+        verified=totals.files_verified,
+        unverified=totals.files_unverified,
         skipped=totals.files_skipped,
         deleted=totals.deleted,
         failed=totals.failed,
@@ -136,6 +138,7 @@ def summary_lines(summary: Summary, *, human: bool) -> list[str]:
     speed = totals.bytes_copied / 1e6 / summary.duration_s if summary.duration_s else 0.0
     lines = [
         f"Copied: {totals.files_copied} files, {size(totals.bytes_copied)}",
+        f"Verified: {totals.files_verified} files, unverified: {totals.files_unverified} files",
         f"Skipped: {totals.files_skipped} files (already exist)",
         f"Deleted: {totals.deleted} files",
         f"Failed: {totals.failed} files",

@@ -12,6 +12,7 @@ from fastsync.backend import (
     Backend,
     Entry,
     KeepsDirectories,
+    ReadsBack,
     Sink,
     Source,
     StoreOptions,
@@ -108,6 +109,26 @@ class SinkConformance(SourceConformance):
             buffer[:] = content[start : start + part]
             await upload.write(start, buffer)
             buffer[:] = bytes(part)
+        await upload.commit(len(content))
+        assert await read(sink, "file") == content
+
+    async def test_reading_back(self, sink: Sink) -> None:
+        """Where an upload can be read back, it shows what was written, before anybody else sees it."""
+        part = part_size(sink)
+        content = noise(3 * part + 9)
+        upload = await begin(sink, "file")
+        if not isinstance(upload, ReadsBack):
+            await upload.abort()
+            pytest.skip("what is written shows after the commit alone")
+        for start in range(0, len(content), part):
+            await upload.write(start, content[start : start + part])
+        for start, stop in ((0, len(content)), (part - 1, 2 * part + 1), (5, 5)):
+            found = b"".join([bytes(buffer) async for buffer in upload.read_back(start, stop)])
+            assert found == content[start:stop]
+        with pytest.raises(IntegrityError):
+            async for _ in upload.read_back(0, len(content) + 1):
+                pass
+        assert await files(sink) == []
         await upload.commit(len(content))
         assert await read(sink, "file") == content
 

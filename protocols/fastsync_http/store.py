@@ -370,7 +370,8 @@ class HttpStore:
             return Vanished("it is gone since it was listed", where=where)
         except FastsyncError as error:
             return error.at(where)
-        return Loaded(entry._replace(mtime_ns=what.mtime_ns, version=what.etag), reply.body)
+        entry = entry._replace(mtime_ns=what.mtime_ns, version=what.etag)
+        return Loaded(entry, reply.body, expected is not None)
 
     async def _longer(self, entry: Entry, error: IntegrityError) -> FastsyncError:
         """An answer that cannot be right for a file of that size: another look tells whether it changed."""

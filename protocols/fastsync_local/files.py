@@ -7,12 +7,12 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Final, NamedTuple
 
 from fastsync.backend import READ_BUFFER, Buffer, Entry, PinnedFile, WriteOptions
 from fastsync.errors import Changed, FastsyncError, IntegrityError, UsageError, from_os_error
-from fastsync_local.copying import Rules, Target, same_state, write_all
+from fastsync_local.copying import Rules, Target, drop_cache, same_state, write_all
 from fastsync_local.crew import Crew
 from fastsync_local.temporary import KEPT_MODE
 
@@ -126,6 +126,7 @@ class LocalUpload:
         self._options = options
         self._covered: list[tuple[int, int]] = []
         self._open = True
+        self._is_on_disk = False
         self._left: Left | None = None
         if options.resumable and not options.inplace:
             status = os.fstat(target.fd)
@@ -162,6 +163,29 @@ class LocalUpload:
         except OSError as error:
             raise self._failed(error) from error
         self.covers(start, start + len(view))
+
+    async def read_back(self, start: int, stop: int) -> AsyncIterator[Buffer]:
+        """See `ReadsBack.read_back`. From the disk if the file is to be durable, else maybe from memory."""
+        run, fd = self._crew.in_thread, self._target.fd
+        block = memoryview(bytearray(max(1, min(READ_BUFFER, stop - start))))
+
+        def fill() -> int:
+            return os.preadv(fd, [block[: stop - start]], start)
+
+        try:
+            if self._options.durable and not self._is_on_disk:
+                self._is_on_disk = True
+                await run(lambda: drop_cache(fd))
+            while start < stop:
+                count = await run(fill)
+                if not count:
+                    raise IntegrityError(
+                        f"the file that was written ends at byte {start}", where=self._where
+                    )
+                start += count
+                yield block[:count]
+        except OSError as error:
+            raise from_os_error(error, self._where) from error
 
     def _failed(self, error: OSError) -> FastsyncError:
         held = os.fstat(self._target.fd).st_blocks * 512 if self._target.fd >= 0 else 0
@@ -236,6 +260,7 @@ def rules_for(options: WriteOptions, *, follow: bool = False) -> Rules:
         inplace=options.inplace,
         durable=options.durable,
         sparse=options.sparse,
+        reread=options.reread,
     )
 
 

@@ -32,6 +32,7 @@ from fastsync.errors import (
     Changed,
     Conflict,
     FastsyncError,
+    IntegrityError,
     NameRefused,
     NotFound,
     Transient,
@@ -84,7 +85,7 @@ class LocalStore:
     Everything below it is reached through held descriptors, never through links.
     """
 
-    limits: Final = Limits(mtime_step_ns=1, mode_mask=0o7777)
+    limits: Final = Limits(mtime_step_ns=1, mode_mask=0o7777, rereads=True)
     algorithms: Final = ("blake2b", "sha256", "md5", "sha1")
 
     def __init__(self, crew: Crew, location: Location, *, follow: bool) -> None:
@@ -476,6 +477,8 @@ class LocalStore:
             return Changed(text, where=source.where(job[0]))
         if kind == "vanished":
             return Vanished(text, where=source.where(job[0]))
+        if kind == "differs":
+            return IntegrityError(text, where=self.where(job[1]))
         if kind == "name":
             return NameRefused(text, where=self.where(job[1]))
         if kind == "stopped":

@@ -97,6 +97,7 @@ class S3Store:
         content_versions="s3-etag",
         raw_names=True,
         rechecks=True,
+        checks_writes=True,
     )
 
     def __init__(
@@ -554,6 +555,7 @@ class S3Store:
         if len(data) != entry.size:
             return IntegrityError(f"{len(data)} bytes came, {entry.size} were listed", where=where)
         expected = expected_of(headers)
+        is_verified = expected is not None
         if expected is not None:
             hasher = expected.hasher()
             hasher(memoryview(data))
@@ -561,10 +563,10 @@ class S3Store:
                 return not_its_bytes(where, expected.algorithm, hasher.value(), expected.value)
         elif (count := hashed_parts(headers)) is not None:
             try:
-                await verify_parts(self, entry, count, memoryview(data))
+                is_verified = await verify_parts(self, entry, count, memoryview(data))
             except FastsyncError as error:
                 return error
-        return Loaded(completed(entry, headers), data)
+        return Loaded(completed(entry, headers), data, is_verified)
 
     async def presign(self, path: str, expires_s: int, method: str = "GET") -> str:
         """See `SignsLinks.presign`."""

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 from fastsync.errors import AccessRefused, FastsyncError, Throttled, Transient, UsageError
-from fastsync_sftp.bulk import Spreader, Transfer
+from fastsync_sftp.bulk import OrderedReading, RemoteFile, Spreader, Transfer
 from fastsync_sftp.disk import Disk
 from fastsync_sftp.place import Place
 from fastsync_sftp.scripts import Dispatcher, Written, run
@@ -126,6 +126,22 @@ class Pool:
         await self.spreader.carry(transfer)
 
     # -- connections ---------------------------------------------------------------------------------
+
+    async def read_in_order(
+        self, file: RemoteFile, start: int, stop: int, window: int
+    ) -> AsyncIterator[bytes]:
+        """The bytes [start, stop) of a file that is open somewhere, with `window` bytes on their way."""
+        block = (await self.session()).limits.read
+        reading = OrderedReading(file, start, stop, block, window)
+        carrying = asyncio.ensure_future(self.carry(reading))
+        try:
+            while (data := await reading.next()) is not None:
+                yield data
+            await carrying
+        finally:
+            carrying.cancel()
+            reading.fail(FastsyncError("the reader went away"))
+            await asyncio.wait([carrying])
 
     async def _dial(self, dialer: Dialer) -> Session:
         """One connection, tried again when the server turns it away for the moment, or it is cut on the way

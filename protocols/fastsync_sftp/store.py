@@ -22,12 +22,13 @@ from fastsync.backend import (
     StoreOptions,
     WholeJob,
     WriteOptions,
+    closing,
 )
 from fastsync.errors import Conflict, FastsyncError, NotFound, Transient, Vanished
 from fastsync.location import Location
 from fastsync.names import safe_parts
 from fastsync_sftp import packets
-from fastsync_sftp.bulk import OrderedReading, Reading, RemoteFile, into_file
+from fastsync_sftp.bulk import Reading, RemoteFile, into_file
 from fastsync_sftp.copying import copy_file, has_moved, move
 from fastsync_sftp.directories import Directories
 from fastsync_sftp.download import SftpDownload
@@ -167,17 +168,10 @@ class SftpStore:
         try:
             if start >= end:
                 return
-            block = (await self.pool.session()).limits.read
-            reading = OrderedReading(opened.file, start, end, block, self._read_ahead)
-            carrying = asyncio.ensure_future(self.pool.carry(reading))
-            try:
-                while (data := await reading.next()) is not None:
+            buffers = self.pool.read_in_order(opened.file, start, end, self._read_ahead)
+            async with closing(buffers):
+                async for data in buffers:
                     yield data
-                await carrying
-            finally:
-                carrying.cancel()
-                reading.fail(FastsyncError("the reader went away"))
-                await asyncio.wait([carrying])
         except FastsyncError as error:
             error.at(self.where(entry.path))
             raise

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Final, NamedTuple
 
-from fastsync.backend import Buffer, Entry, Progress, WriteOptions
-from fastsync.errors import Conflict, FastsyncError, IntegrityError, NotFound, UsageError
+from fastsync.backend import READ_BUFFER, Buffer, Entry, Progress, WriteOptions, closing
+from fastsync.errors import Changed, Conflict, FastsyncError, IntegrityError, NotFound, UsageError
 from fastsync.names import safe_parts
 from fastsync_sftp import packets
 from fastsync_sftp.bulk import RemoteFile, Writing, from_file, from_memory
-from fastsync_sftp.packets import CLOSE, CREATE, FOR_WRITING, FSTAT, LSTAT, REMOVE
+from fastsync_sftp.packets import CLOSE, CREATE, FOR_READING, FOR_WRITING, FSTAT, LSTAT, REMOVE
 from fastsync_sftp.placing import Finish, explain, mode_for, replace
 from fastsync_sftp.pool import Pool
-from fastsync_sftp.scripts import Script, Stopped
+from fastsync_sftp.scripts import Script, Stopped, run
 from fastsync_sftp.session import Session
 from fastsync_sftp.small import open_new
 from fastsync_sftp.temporary import TEMPORARY
+
+# Bytes on their way, while what was written is read back.
+_BACK_AHEAD: Final = READ_BUFFER
 
 
 class Left(NamedTuple):
@@ -110,6 +113,32 @@ class SftpUpload:
             better = await self._pool.run(lambda session: explain(session, said, self.target))
             raise better.at(self._where) from error
         self._cover(start, stop)
+
+    async def read_back(self, start: int, stop: int) -> AsyncIterator[Buffer]:
+        """See `ReadsBack.read_back`."""
+        if start >= stop:
+            return
+
+        def open_it(_: Session) -> Script[bytes]:
+            (reply,) = yield [packets.open_file(self.temporary, FOR_READING)]
+            return packets.must_be_handle(reply)
+
+        file = RemoteFile(self.temporary, FOR_READING, self._where)
+        session = await self._pool.session()
+        try:
+            file.adopt(session, await run(session, open_it))
+            async with closing(self._pool.read_in_order(file, start, stop, _BACK_AHEAD)) as buffers:
+                async for data in buffers:
+                    yield data
+        except FastsyncError as error:
+            error.at(self._where)
+            if isinstance(error, Changed):
+                raise IntegrityError(
+                    "the file that was written is shorter", where=self._where
+                ) from error
+            raise
+        finally:
+            file.close()
 
     def _cover(self, start: int, stop: int) -> None:
         merged = []

@@ -32,6 +32,7 @@ TREE: Spec = {
 
 SUMMARY = re.compile(
     r"""Copied: (?P<copied>\d+) files, (?P<size>[\d.]+ \w+)
+Verified: (?P<verified>\d+) files, unverified: (?P<unverified>\d+) files
 Skipped: (?P<skipped>\d+) files \(already exist\)
 Deleted: (?P<deleted>\d+) files
 Failed: (?P<failed>\d+) files
@@ -59,6 +60,8 @@ TOTALS = {
     "operation": str,
     "success": bool,
     "copied": int,
+    "verified": int,
+    "unverified": int,
     "skipped": int,
     "deleted": int,
     "failed": int,
@@ -224,6 +227,8 @@ def test_json(fastsync: Fastsync, work: Path) -> None:
         "operation": "summary",
         "success": True,
         "copied": 4,
+        "verified": 0,
+        "unverified": 4,
         "skipped": 1,
         "deleted": 1,
         "failed": 0,

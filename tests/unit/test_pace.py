@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -111,9 +112,10 @@ def test_holes_stay_holes_at_a_pace(tmp_path: Path) -> None:
     assert (tmp_path / "b").read_bytes() == (tmp_path / "a").read_bytes()
     assert (tmp_path / "b").stat().st_blocks == held
     fastsync.cp(str(tmp_path / "a"), "mem://box/a")
-    for options in ({}, {"bwlimit": "20MB"}):
-        target = tmp_path / f"down{len(options)}"
-        fastsync.cp("mem://box/a", str(target), sparse=True, small_file_threshold="1K", **options)
+    paces: list[dict[str, Any]] = [{}, {"bwlimit": "20MB"}]
+    for pace in paces:
+        target = tmp_path / f"down{len(pace)}"
+        fastsync.cp("mem://box/a", str(target), sparse=True, small_file_threshold="1K", **pace)
         assert target.read_bytes() == (tmp_path / "a").read_bytes()
         assert target.stat().st_blocks == held
 

@@ -148,7 +148,8 @@ class Pair:
     async def again(self, shared: Lanes, path: str = "file") -> Entry:
         entry = await self.source.stat(path)
         note = self.progress.append
-        return await transfer(self.source, self.sink, entry, path, WriteOptions(), shared, note)
+        landed = await transfer(self.source, self.sink, entry, path, WriteOptions(), shared, note)
+        return landed.entry
 
     def written(self) -> dict[str, bytes]:
         return {
@@ -469,7 +470,7 @@ async def test_a_size_that_nobody_knows(blocks: list[bytes]) -> None:
     sink = await open_bare("mem://bucket")
     moved: list[int] = []
     shared = lanes(chunk=64)
-    made = await transfer(source, sink, file(None), "file", WriteOptions(), shared, moved.append)
+    made, _ = await transfer(source, sink, file(None), "file", WriteOptions(), shared, moved.append)
     content = b"".join(blocks)
     assert made.size == sum(moved) == len(content)
     assert BareMemoryBackend.box("bucket").files() == {"file": content}
