@@ -673,6 +673,27 @@ class DropsUploads(Protocol):
         ...
 
 
+class Leftover(NamedTuple):
+    """A temporary file, as its own name and mode tell: by which process it was made, and whether that one
+    can still be at it. "elsewhere" is what cannot be told from here."""
+
+    path: str
+    size: int
+    made_ns: int
+    state: Literal["running", "gone", "elsewhere"]
+    pid: int
+
+
+@runtime_checkable
+class FindsLeftovers(Protocol):
+    """A sink whose temporary files can be found by their names, for `Sink.delete`."""
+
+    def find_leftovers(self) -> AsyncIterator[list[Leftover]]:
+        """All at and below the location, in no order. Directories that cannot be read are passed over.
+        Raises NotFound."""
+        ...
+
+
 @runtime_checkable
 class ReadsIntoMemory(Protocol):
     """A download that can put a range where it is wanted, with no copy of it on the way."""

@@ -1,25 +1,84 @@
-"""What earlier runs left behind at stores: what is known of it, and the end of it."""
+"""What earlier runs left behind: uploads that are written down, temporary files that are found by their
+names, and the end of both."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
-from fastsync.backend import DropsUploads
-from fastsync.errors import FastsyncError, NotFound, Unsupported, UsageError
-from fastsync.journal import Journal, Record
-from fastsync.location import Location, parse
-from fastsync.session import Request, Session
+from fastsync.backend import DropsUploads, Entry, FindsLeftovers, closing
+from fastsync.errors import FastsyncError, ListingError, NotFound, Unsupported, UsageError
+from fastsync.journal import Journal, Owner, Record
+from fastsync.location import LOCAL_SCHEME, Location, parse
+from fastsync.session import Request, Session, as_sink, missing
 from fastsync.settings import Side
 from fastsync.tally import Summary, Tally
 
+if TYPE_CHECKING:
+    from fastsync.backend import Sink
 
-def leftovers(request: Request) -> list[Record]:
-    """The uploads that are written down, those in hand among them."""
-    with contextlib.closing(Journal(_folder(request))) as journal:
-        return journal.records()
+
+class Left(NamedTuple):
+    """Something unfinished: where it was to go, or is. `record` is what the journal has of it, `entry` the
+    file that was found without one."""
+
+    place: Location
+    state: Owner
+    pid: int
+    since_ns: int
+    record: Record | None = None
+    entry: Entry | None = None
+
+
+async def leftovers(request: Request, place: str | None = None) -> AsyncIterator[Left]:
+    """What is written down and, with a `place`, only what is below it, with the temporary files there; what
+    is in hand among them. Raises ListingError for a place that does not exist."""
+    records = _records(request)
+    if place is None:
+        for record in records:
+            yield _written_down(record)
+        return
+    async with Session(request, light=True) as session:
+        store = as_sink(await session.open(parse(place), side="destination"))
+        below = _comparable(store.location, store)
+        for record in records:
+            target = parse(record.place).child(record.path)
+            if (_comparable(target) + "/").startswith(below + "/"):
+                yield _written_down(record)
+        if isinstance(store, FindsLeftovers):
+            async for left in _found(store, records):
+                yield left
+
+
+def _comparable(location: Location, store: Sink | None = None) -> str:
+    # Of a path on a disk the journal has the real one.
+    if location.scheme == LOCAL_SCHEME:
+        path = location.path if store is None else store.address().removeprefix("file://")
+        return f"file://{path}".rstrip("/")
+    return str(dataclasses.replace(location, password=None)).rstrip("/")
+
+
+async def _found(store: Sink, records: list[Record]) -> AsyncIterator[Left]:
+    assert isinstance(store, FindsLeftovers)
+    try:
+        async with closing(store.find_leftovers()) as pages:
+            async for page in pages:
+                for path, size, made_ns, state, pid in page:
+                    # A name is of 64 bits, and in no ticket but its own.
+                    name = path.rpartition("/")[2]
+                    if not any(name in record.ticket for record in records):
+                        entry = Entry(path, "file", size, None)
+                        yield Left(store.location.child(path), state, pid, made_ns, entry=entry)
+    except NotFound as error:
+        raise missing(error, str(store.location)) from error
+
+
+def _written_down(record: Record) -> Left:
+    place, process = parse(record.place).child(record.path), record.process
+    return Left(place, process.state(), process.pid, record.noted_ns, record)
 
 
 def _folder(request: Request) -> str:
@@ -28,35 +87,58 @@ def _folder(request: Request) -> str:
     return request.state_folder
 
 
-async def run_clean(request: Request, *, everything: bool = False) -> Summary:
-    """Drop the uploads of processes that are gone, with `everything` those of other machines too; what is
-    in hand here stays. What cannot be dropped is in the summary, and stays written down."""
+def _records(request: Request) -> list[Record]:
+    with contextlib.closing(Journal(_folder(request))) as journal:
+        return journal.records()
+
+
+async def run_clean(
+    request: Request, place: str | None = None, *, everything: bool = False
+) -> Summary:
+    """Drop what processes that are gone have left, with `everything` those that cannot be told from here,
+    too; what is in hand here stays. What cannot be dropped is in the summary, and stays as it is."""
     started = time.monotonic()
     tally = Tally(request.observer)
-    with contextlib.closing(Journal(_folder(request))) as journal:
-        for record in journal.records():
-            state = record.process.state()
-            if state == "running" or (state == "elsewhere" and not everything):
-                continue
-            place = parse(record.place)
-            target = place.child(record.path)
-            try:
-                if not request.settings.dry_run:
-                    await _drop(request, place, record)
-                    journal.forget(record.id)
-                tally.done("delete", record.path, (None, target), None, "unfinished upload")
-            except FastsyncError as error:
-                tally.failed("delete", record.path, None, target, error)
+    try:
+        async with closing(leftovers(request, place)) as found:
+            async for left in found:
+                if left.state == "running" or (left.state == "elsewhere" and not everything):
+                    continue
+                path = left.place.name
+                reason = "unfinished upload" if left.record is not None else "temporary file"
+                size = None if left.entry is None else left.entry.size
+                try:
+                    if not request.settings.dry_run:
+                        await _drop(request, left, place)
+                    tally.done("delete", path, (None, left.place), size, reason)
+                except FastsyncError as error:
+                    tally.failed("delete", path, None, left.place, error)
+    except ListingError as error:
+        tally.failed("scan", "", parse(place or ""), None, error)
     return tally.summary(time.monotonic() - started)
 
 
-async def _drop(request: Request, place: Location, record: Record) -> None:
+async def _drop(request: Request, left: Left, place: str | None) -> None:
+    if left.record is not None:
+        await _drop_upload(request, left.record)
+        with contextlib.closing(Journal(_folder(request))) as journal:
+            journal.forget(left.record.id)
+    elif left.entry is not None and place is not None:
+        async with Session(request, light=True) as session:
+            store = await session.open_sink(parse(place))
+            (answer,) = await store.delete([left.entry])
+            if answer is not None:
+                raise answer
+
+
+async def _drop_upload(request: Request, record: Record) -> None:
     """Open the store as it was opened then, with the secrets of today."""
     settings_of = request.place_settings
 
     def place_settings(location: Location, side: Side) -> Mapping[str, str]:
         return {**settings_of(location, side), **record.settings}
 
+    place = parse(record.place)
     asked = dataclasses.replace(request, place_settings=place_settings, state_folder=None)
     async with Session(asked) as session:
         store = await session.open_sink(place)

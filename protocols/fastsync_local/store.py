@@ -18,6 +18,7 @@ from fastsync.backend import (
     Entry,
     Fault,
     Kind,
+    Leftover,
     Limits,
     Loaded,
     Owner,
@@ -64,7 +65,7 @@ from fastsync_local.files import (
 from fastsync_local.held import OPEN_DIRECTORY, HeldDirectories, Root, insist
 from fastsync_local.lanes import Lane, LaneFailed
 from fastsync_local.small import read_files, write_files
-from fastsync_local.temporary import GLANCE, Names, sweep
+from fastsync_local.temporary import GLANCE, Names, found_in, state_of, sweep
 from fastsync_local.walk import Walk
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ T = TypeVar("T")
 
 # Pages that one walk yields before it may go on in a helper process.
 HANDOVER_AFTER: Final = 2
+# Directories that one thread looks into before others have a turn.
+_LOOKED_INTO: Final = 64
 
 _new_entry: Callable[[Row], Entry] = functools.partial(tuple.__new__, Entry)
 
@@ -389,6 +392,29 @@ class LocalStore:
 
         return await self._crew.in_thread(work, undo=undo)
 
+    async def find_leftovers(self) -> AsyncIterator[list[Leftover]]:
+        """See `FindsLeftovers.find_leftovers`."""
+        run = self._crew.in_thread
+        try:
+            held = await run(
+                lambda: HeldDirectories(self.root.descriptor()), undo=HeldDirectories.close
+            )
+        except FileNotFoundError as error:
+            raise NotFound("no such directory", where=str(self._location)) from error
+        except OSError as error:
+            raise from_os_error(error, str(self._location)) from error
+        try:
+            waiting = [""]
+            while waiting:
+                some = waiting[-_LOOKED_INTO:]
+                del waiting[-_LOOKED_INTO:]
+                found, below = await run(functools.partial(_look_into, held, some))
+                waiting += below
+                if found:
+                    yield found
+        finally:
+            held.close()
+
     async def drop_upload(self, ticket: str) -> None:
         """See `DropsUploads.drop_upload`."""
         left = Left.read(ticket)
@@ -668,6 +694,22 @@ class LocalStore:
         finally:
             if held is not None:
                 held.close()
+
+
+def _look_into(held: HeldDirectories, paths: list[str]) -> tuple[list[Leftover], list[str]]:
+    """The temporary files in these directories, and the directories in them."""
+    found: list[Leftover] = []
+    below: list[str] = []
+    for path in paths:
+        above = f"{path}/" if path else ""
+        with contextlib.suppress(OSError):
+            files, directories = found_in(held.get(path))
+            below += [above + name for name in directories]
+            for name, status in files:
+                if (state := state_of(name, status)) is not None:
+                    made_ns = status.st_ctime_ns
+                    found.append(Leftover(above + name, status.st_size, made_ns, *state))
+    return found, below
 
 
 def _remove_directory(parent: int, name: str) -> None:

@@ -20,7 +20,9 @@ from fastsync.processes import pid_space, started
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Final
+    from typing import Final, Literal, TypeAlias
+
+    State: TypeAlias = Literal["running", "gone", "elsewhere"]
 
 TEMPORARY: Final = re.compile(r"\.fs-[0-9a-f]{16}\.part")
 
@@ -74,21 +76,45 @@ def _machine() -> int:
     return zlib.crc32(os.fsencode(pid_space())) >> 12
 
 
-def is_abandoned(directory: int, name: str) -> bool:
-    """True for a temporary file of ours that no process will finish. Raises OSError."""
-    status = os.lstat(name, dir_fd=directory)
+def state_of(name: str, status: os.stat_result) -> tuple[State, int] | None:
+    """What is known of a temporary file's process, and its number; None for what is not ours."""
     if status.st_uid != os.geteuid() or not (
         stat.S_ISLNK(status.st_mode) or (stat.S_ISREG(status.st_mode) and status.st_nlink == 1)
     ):
-        return False
+        return None
     bits = int(name[4:20], 16) >> _COUNT_BITS
     start = bits & ((1 << _START_BITS) - 1)
     bits >>= _START_BITS
+    pid = bits & ((1 << _PID_BITS) - 1)
     if bits >> _PID_BITS != _machine() or stat.S_IMODE(status.st_mode) == KEPT_MODE:
         # The change time: the other one may be the source's already.
-        return time.time() - status.st_ctime > FOREIGN_AGE_S
-    began = started(bits & ((1 << _PID_BITS) - 1))
-    return began is None or began & ((1 << _START_BITS) - 1) != start
+        is_old = time.time() - status.st_ctime > FOREIGN_AGE_S
+        return ("gone" if is_old else "elsewhere"), pid
+    began = started(pid)
+    is_over = began is None or began & ((1 << _START_BITS) - 1) != start
+    return ("gone" if is_over else "running"), pid
+
+
+def is_abandoned(directory: int, name: str) -> bool:
+    """True for a temporary file of ours that no process will finish. Raises OSError."""
+    state = state_of(name, os.lstat(name, dir_fd=directory))
+    return state is not None and state[0] == "gone"
+
+
+def found_in(directory: int) -> tuple[list[tuple[str, os.stat_result]], list[str]]:
+    """The temporary files in a directory, and the names of the directories in it. Raises OSError."""
+    files: list[tuple[str, os.stat_result]] = []
+    directories: list[str] = []
+    with os.scandir(directory) as found:
+        for item in found:
+            if item.is_dir(follow_symlinks=False):
+                directories.append(item.name)
+            elif item.name[0] == "." and TEMPORARY.fullmatch(item.name):
+                try:
+                    files.append((item.name, os.lstat(item.name, dir_fd=directory)))
+                except FileNotFoundError:
+                    continue  # it was finished this moment
+    return files, directories
 
 
 def remove_abandoned(directory: int, name: str) -> bool:

@@ -15,7 +15,7 @@ import pytest
 from fastsync.backend import StoreOptions
 from fastsync.errors import FastsyncError, NotFound, Transient, UsageError
 from fastsync.journal import FILE, Journal, Process
-from fastsync.leftovers import leftovers, run_clean
+from fastsync.leftovers import Left, leftovers, run_clean
 from fastsync.location import Location, parse
 from fastsync.registry import Registry
 from fastsync.session import Request, Session
@@ -216,20 +216,24 @@ def request(folder: Path, **options: object) -> Request:
     )
 
 
+async def found(asked: Request) -> list[Left]:
+    return [left async for left in leftovers(asked)]
+
+
 async def test_cleaning_drops_what_is_cut_off(cut_off: Path) -> None:
     asked = request(cut_off)
-    assert len(leftovers(asked)) == 1
+    assert len(await found(asked)) == 1
     summary = await run_clean(asked)
     assert (summary.exit_code, summary.totals.deleted) == (0, 1)
     place = {"secret": "of today", "region": "x", "endpoint_url": "http://x"}
     assert DroppingStore.dropped == [("dropping://b/dir/", "ticket 1", place)]
-    assert leftovers(asked) == []
+    assert await found(asked) == []
 
 
 async def test_a_dry_run_drops_nothing(cut_off: Path) -> None:
     assert (await run_clean(request(cut_off, dry_run=True))).totals.deleted == 1
     assert DroppingStore.dropped == []
-    assert len(leftovers(request(cut_off))) == 1
+    assert len(await found(request(cut_off))) == 1
 
 
 @pytest.mark.parametrize(
@@ -244,7 +248,7 @@ async def test_what_cannot_be_dropped_stays_written_down(
 ) -> None:
     monkeypatch.setattr(DroppingStore, "trouble", trouble)
     assert (await run_clean(request(cut_off))).exit_code == code
-    assert len(leftovers(request(cut_off))) == left
+    assert len(await found(request(cut_off))) == left
 
 
 async def test_what_is_under_way_stays(folder: Path) -> None:
@@ -263,13 +267,15 @@ async def test_a_session_writes_uploads_down_without_secrets(folder: Path) -> No
         sink = await session.open_sink(parse("dropping://me:pass@b/dir/"))
         assert session.uploads is not None
         noted = session.uploads.note(sink, "f", "ticket")
-        (record,) = leftovers(request(folder))
+        (left,) = await found(request(folder))
+        record = left.record
+        assert record is not None
         assert (record.place, dict(record.settings)) == ("dropping://me@b/dir/", {"region": "x"})
         content = b"".join(path.read_bytes() for path in folder.iterdir())
         assert b"of today" not in content
         assert b"pass" not in content
         session.uploads.forget(noted)
-        assert leftovers(request(folder)) == []
+        assert await found(request(folder)) == []
 
 
 async def test_a_journal_that_cannot_be_written_stops_no_upload(tmp_path: Path) -> None:
@@ -285,7 +291,7 @@ async def test_without_a_state_folder_there_is_no_journal() -> None:
     async with Session(Request()) as session:
         assert session.uploads is None
     with pytest.raises(UsageError):
-        leftovers(Request())
+        await found(Request())
 
 
 def test_a_record_is_cheap(folder: Path) -> None:
