@@ -32,7 +32,7 @@ _LARGE: Final = 8 << 20
 _FAR_REACH_S: Final = 0.015
 # How long throughput is watched before the next connection, and by how much it must have grown.
 _WATCH_S: Final = 0.3
-_WORTHWHILE: Final = 1.1
+_WORTHWHILE: Final = 1.2
 
 
 class Dialer(Protocol):
