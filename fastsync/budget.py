@@ -35,6 +35,11 @@ class Budget:
         self._out -= units
         self._admit()
 
+    def widen(self, limit: int) -> None:
+        """Have `limit` units from now on, where that is more."""
+        self.limit = max(self.limit, limit)
+        self._admit()
+
     def try_take(self, units: int) -> bool:
         """Hold `units` if that needs no waiting, and nobody else waits."""
         if self._waiting or self._out + units > self.limit:

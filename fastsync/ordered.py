@@ -49,6 +49,7 @@ from fastsync.session import Place, Request, Session, all_located
 from fastsync.settings import Settings
 from fastsync.streams import Output, StandardInput
 from fastsync.tally import Summary
+from fastsync.widening import Widening
 from fastsync.wildcards import Wildcard, find, something
 from fastsync.works import named
 
@@ -114,7 +115,8 @@ async def run_cat(
         started = time.monotonic()
         ticker = asyncio.create_task(run.tick())
         try:
-            await run.write_all(locations)
+            async with run.widening.watched():
+                await run.write_all(locations)
         finally:
             ticker.cancel()
             await asyncio.wait([ticker])
@@ -131,7 +133,8 @@ class _Cat:
         settings = session.request.settings
         self._retries = settings.retry_count
         self._memory = Budget(settings.buffer_size)
-        self._streams = Budget(settings.parallel_streams)
+        self.widening = Widening(settings.parallel_streams)
+        self._streams = self.widening.streams
         # A piece and the read that fills it must fit into the memory together.
         self._pace = session.pace
         step = None if self._pace is None else self._pace.step()
@@ -362,7 +365,7 @@ class _Cat:
             raise
 
     async def _fetch(self, file: _File, download: Download | None, piece: _Piece) -> None:
-        source, entry, fd = file.source, file.entry, piece.fd
+        source, entry, fd, moved = file.source, file.entry, piece.fd, self.widening.moved
         position = piece.start
         if self._pace is not None:
             await self._pace.take(piece.stop - piece.start, source)
@@ -371,13 +374,13 @@ class _Cat:
             nonlocal position
             if piece.memory is not None:
                 assert offers(download, ReadsIntoMemory)
-                await download.read_into_memory(piece.start, piece.stop, piece.memory, _ignore)
+                await download.read_into_memory(piece.start, piece.stop, piece.memory, moved)
                 return
             if download is not None:
-                await download.read_into_file(piece.start, piece.stop, fd, _ignore)
+                await download.read_into_file(piece.start, piece.stop, fd, moved)
                 return
             if offers(source, ReadsIntoFile):
-                await source.read_into_file(entry, piece.start, piece.stop, fd, _ignore)
+                await source.read_into_file(entry, piece.start, piece.stop, fd, moved)
                 return
             # A further try goes on where the one before it came to.
             async with closing(source.read(entry, position, piece.stop)) as buffers:
@@ -385,6 +388,7 @@ class _Cat:
                     if position + len(buffer) > piece.stop:
                         raise IntegrityError("more bytes arrived than were asked for")
                     position += _write_all(fd, memoryview(buffer), position)
+                    moved(len(buffer))
             if position != piece.stop:
                 raise Changed(f"it ended at byte {position}, {entry.size} were listed")
 
@@ -453,10 +457,6 @@ def _checking(download: Download, fd: int | None) -> Callable[[], Awaitable[None
         await download.verify(fd)
 
     return check
-
-
-def _ignore(_nbytes: int, /) -> None:
-    """What counts is what is written."""
 
 
 def _unnamed_file() -> int:

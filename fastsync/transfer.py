@@ -58,6 +58,7 @@ from fastsync.pace import Pace
 from fastsync.patience import persistently
 from fastsync.rereading import RangeDigest, Seen
 from fastsync.resuming import Trace, UploadLog, begin, gaps, version_of
+from fastsync.widening import Widening
 from fastsync.workers import run_all
 
 Route: TypeAlias = Literal["within", "whole", "parts", "stream"]
@@ -250,6 +251,7 @@ class _Move:
     seen: Seen | None = None
     file: PinnedFile | None = None
     sparse: bool = False
+    widening: Widening | None = None  # of the streams of one download
 
     # -- parts ---------------------------------------------------------------------------------------
 
@@ -269,7 +271,9 @@ class _Move:
                 await self._part(*ranges[0])
             elif ranges:
                 width = min(self.lanes.streams.limit, len(ranges))
-                await run_all(width, (self._part(*one) for one in ranges))
+                self.widening = Widening(width)
+                async with self.widening.watched():
+                    await run_all(width, (self._part(*one) for one in ranges))
             if self.file is not None:
                 self.file.verify()
             if self.download is not None:
@@ -315,9 +319,7 @@ class _Move:
             async with lanes.streams.spend(1):
                 await upload.write_from_file(start, stop, self.file.fileno(), progress)
         elif self.download is not None and offers(upload, LocalUpload):
-            async with lanes.streams.spend(1):
-                await self.download.read_into_file(start, stop, upload.fileno(), progress)
-                upload.covers(start, stop)
+            await self._download(self.download, upload, start, stop, progress)
         elif offers(source, ReadsIntoFile) and offers(upload, LocalUpload):
             async with lanes.streams.spend(1):
                 await source.read_into_file(self.entry, start, stop, upload.fileno(), progress)
@@ -326,6 +328,19 @@ class _Move:
             await self._by_memory(start, stop, progress)
         else:
             await self._by_disk(start, stop, progress)
+
+    async def _download(
+        self, download: Download, upload: LocalUpload, start: int, stop: int, progress: Progress
+    ) -> None:
+        widening = self.widening or Widening(1)
+
+        def moved(nbytes: int, /) -> None:
+            widening.moved(nbytes)
+            progress(nbytes)
+
+        async with widening.streams.spend(1), self.lanes.streams.spend(1):
+            await download.read_into_file(start, stop, upload.fileno(), moved)
+            upload.covers(start, stop)
 
     def _fits(self, length: int) -> bool:
         return length + min(length, READ_BUFFER) <= self.lanes.memory.limit

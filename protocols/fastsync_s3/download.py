@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from fastsync.backend import READ_BUFFER, Buffer, Entry, Progress, closing
 from fastsync.errors import FastsyncError, IntegrityError, from_os_error
-from fastsync.wire import Headers
+from fastsync.wire import Headers, Memory
 from fastsync_s3.checksums import (
     Expected,
     Hasher,
@@ -58,6 +58,23 @@ class S3Download:
 
     async def read_into_file(self, start: int, stop: int, fd: int, progress: Progress) -> None:
         """See `Download.read_into_file`."""
+        if await self._read_into(start, stop, fd, progress):
+            return
+        if self._expected is not None or self._parts is not None:
+            self._chase.covers(start, stop, fd)
+            if not self._is_asked:
+                await self._begin_chase()
+
+    async def read_into_memory(
+        self, start: int, stop: int, memory: memoryview, progress: Progress
+    ) -> None:
+        """See `ReadsIntoMemory.read_into_memory`."""
+        await self._read_into(start, stop, Memory(start, memory), progress)
+
+    async def _read_into(
+        self, start: int, stop: int, target: int | Memory, progress: Progress
+    ) -> bool:
+        """True when it is known what the part adds up to."""
         store, where = self._store, self._store.where(self.entry.path)
         hasher = self._hasher(start, stop)
 
@@ -69,16 +86,14 @@ class S3Download:
         )
         try:
             await store.plane.receive_into_file(
-                call, fd, start, stop - start, check, progress, hasher
+                call, target, start, stop - start, check, progress, hasher
             )
         except FastsyncError as error:
             raise await store.read_error(error, self.entry) from error
-        if hasher is not None:
-            self._seen[start] = (stop - start, hasher)
-        elif self._expected is not None or self._parts is not None:
-            self._chase.covers(start, stop, fd)
-            if not self._is_asked:
-                await self._begin_chase()
+        if hasher is None:
+            return False
+        self._seen[start] = (stop - start, hasher)
+        return True
 
     async def _begin_chase(self) -> None:
         self._is_asked = True

@@ -24,7 +24,7 @@ from typing import Final, NamedTuple, TypeAlias
 from fastsync.backend import Buffer, Progress, StoreOptions, closing
 from fastsync.dates import http_time
 from fastsync.errors import FastsyncError, IntegrityError, Throttled, Transient, UsageError
-from fastsync.wire import MAX_BODY, Headers, Outgoing, Reply, Wire, WireOptions
+from fastsync.wire import MAX_BODY, Headers, Memory, Outgoing, Reply, Wire, WireOptions
 from fastsync_s3.control import Control
 from fastsync_s3.documents import ErrorReply, is_error, parse_error
 from fastsync_s3.endpoints import Endpoint
@@ -251,18 +251,18 @@ class Plane:
     async def receive_into_file(
         self,
         call: Call,
-        fd: int,
+        target: int | Memory,
         offset: int,
         length: int,
         check: Callable[[int, Headers], None],
         progress: Progress,
         digest: Callable[[memoryview], object] | None,
     ) -> Reply:
-        """The body of the answer, `length` bytes, into `fd` at `offset`."""
+        """The body of the answer, `length` bytes, to `offset` of `target`, a descriptor or memory."""
         return await self._corrected(
             call,
             lambda outgoing: self.wire.receive_into_file(
-                outgoing, fd, offset, length, check=check, progress=progress, digest=digest
+                outgoing, target, offset, length, check=check, progress=progress, digest=digest
             ),
         )
 

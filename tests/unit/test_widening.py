@@ -1,0 +1,68 @@
+"""How many streams of a file are used."""
+
+import asyncio
+
+from fastsync.widening import FAR_S, FEW_STREAMS, FULL_STREAM, LOOK_S, Widening
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def rounds(widening: Widening, clock: Clock, rate_of: int, count: int = 10) -> int:
+    """The streams in use after some looks, while each brings `rate_of` bytes per second."""
+    widening.moved(1)
+    for _ in range(count):
+        clock.now += LOOK_S
+        widening.moved(int(widening.streams.limit * rate_of * LOOK_S))
+        widening.look()
+    return widening.streams.limit
+
+
+async def started(most: int) -> tuple[Widening, Clock]:
+    clock = Clock()
+    widening = Widening(most, clock=clock)
+    await widening.streams.take(1)
+    return widening, clock
+
+
+async def test_streams_as_fast_as_processors_allow_stay_few() -> None:
+    assert rounds(*await started(16), FULL_STREAM + (8 << 20)) == FEW_STREAMS
+
+
+async def test_a_service_that_paces_each_connection_gets_all_of_them() -> None:
+    assert rounds(*await started(16), 85 * 10**6) == 16
+
+
+async def test_streams_never_pass_what_was_asked_for() -> None:
+    assert rounds(*await started(3), 10) == 3
+
+
+async def test_a_far_place_gets_all_before_the_first_byte() -> None:
+    widening, clock = await started(16)
+    clock.now += FAR_S
+    widening.look()
+    assert widening.streams.limit == 16
+
+
+async def test_time_before_the_first_request_says_nothing() -> None:
+    clock = Clock()
+    widening = Widening(16, clock=clock)
+    clock.now += 10
+    widening.look()
+    assert widening.streams.limit == FEW_STREAMS
+
+
+async def test_whoever_waits_for_a_stream_gets_one_that_is_added() -> None:
+    widening, clock = await started(FEW_STREAMS + 1)
+    for _ in range(FEW_STREAMS - 1):
+        await widening.streams.take(1)
+    waiting = asyncio.create_task(widening.streams.take(1))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    clock.now += FAR_S
+    widening.look()
+    assert await waiting == 1
