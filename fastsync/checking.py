@@ -14,9 +14,8 @@ from fastsync.copying import run_sync
 from fastsync.errors import FastsyncError, UsageError, worst_exit
 from fastsync.events import Item, Totals
 from fastsync.manifest import ALGORITHM, digest_of, read_manifest
-from fastsync.session import Place, Request, Session, located
+from fastsync.session import Place, Request, Session, located, named
 from fastsync.values import MaxDelete
-from fastsync.works import named
 
 # As rclone's --combined: the same, only in the source, only in the destination, different, an error.
 Mark: TypeAlias = Literal["=", "+", "-", "*", "!"]

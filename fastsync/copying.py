@@ -10,7 +10,7 @@ from fastsync.engine import Record, Work
 from fastsync.errors import FastsyncError, IntegrityError, ListingError, Transient, UsageError
 from fastsync.events import Totals
 from fastsync.location import Location
-from fastsync.session import Place, Request, Session, all_located, located
+from fastsync.session import Place, Request, Session, all_located, located, named
 from fastsync.settings import Settings
 from fastsync.tally import Summary
 from fastsync.wildcards import find
@@ -21,7 +21,6 @@ from fastsync.works import (
     file,
     into,
     is_directory,
-    named,
     refuse_list,
     tree,
     untrusted,

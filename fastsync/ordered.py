@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
-import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -45,13 +44,12 @@ from fastsync.errors import (
 from fastsync.events import Totals
 from fastsync.location import Location
 from fastsync.patience import backoff
-from fastsync.session import Place, Request, Session, all_located
+from fastsync.session import Place, Request, Session, all_located, named
 from fastsync.settings import Settings
 from fastsync.streams import Output, StandardInput
 from fastsync.tally import Summary
 from fastsync.widening import Widening
 from fastsync.wildcards import Wildcard, find, something
-from fastsync.works import named
 
 R = TypeVar("R")
 
@@ -462,6 +460,8 @@ def _checking(download: Download, fd: int | None) -> Callable[[], Awaitable[None
 def _unnamed_file() -> int:
     if hasattr(os, "memfd_create"):
         return os.memfd_create("fastsync")
+    import tempfile
+
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
 

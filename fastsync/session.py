@@ -9,9 +9,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from fastsync.backend import Backend, Sink, Source, StoreOptions
+from fastsync.backend import Backend, Entry, Sink, Source, StoreOptions
 from fastsync.budget import Budget
-from fastsync.errors import Conflict, FastsyncError, ListingError, NotFound, UsageError
+from fastsync.errors import (
+    Conflict,
+    FastsyncError,
+    ListingError,
+    NotFound,
+    Unsupported,
+    UsageError,
+)
 from fastsync.events import Observer, Silent
 from fastsync.filters import Chooser, Filter, Rule
 from fastsync.location import LOCAL_SCHEME, Location, parse
@@ -35,6 +42,22 @@ def missing(error: NotFound | Conflict, where: str) -> ListingError:
     """What there is to say of a place where nothing is, which some stores know more about."""
     said = error.message if isinstance(error, NotFound) else "no such file or directory"
     return ListingError(said, where=where, hint=error.hint)
+
+
+async def named(store: Source) -> Entry:
+    """What is at a source. Raises ListingError for nothing, Unsupported for what cannot be copied."""
+    where = str(store.location)
+    try:
+        entry = await store.stat("", follow=True)
+    except (NotFound, Conflict) as error:
+        raise missing(error, where) from error
+    if entry.kind != "dir" and store.location.is_directory_like:
+        raise ListingError("it is not a directory", where=where, hint="leave out the slash")
+    if entry.kind == "special":
+        raise Unsupported(
+            "it is a device, a pipe or a socket, and those are not copied", where=where
+        )
+    return entry
 
 
 def located(place: Place) -> Location:

@@ -10,17 +10,19 @@ from typing import Final
 
 from fastsync.budget import Budget
 
-FEW_STREAMS: Final = 4
+FEW_STREAMS: Final = 2
 # What a stream brings, in bytes per second, where processors are the limit: a further one would only take
 # turns with it. Far places, and services that pace each connection (S3: 85 to 90 MB/s), bring less.
 FULL_STREAM: Final = 96 << 20
 LOOK_S: Final = 0.03
+# So many slow looks in a row say more than that somebody else had the processors.
+_SLOW_LOOKS: Final = 2
 # Where nothing has come for so long, it is the way that takes the time.
 FAR_S: Final = 0.09
 
 
 class Widening:
-    """Streams to take and give back: few at first, twice as many whenever those there are bring less than
+    """Streams to take and give back: few at first, twice as many while those there are bring less than
     `FULL_STREAM` each, `most` in the end. `moved` is told of bytes as they come, in the event loop."""
 
     def __init__(self, most: int, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -29,6 +31,7 @@ class Widening:
         self._clock = clock
         self._since = clock()
         self._bytes = 0
+        self._slow_looks = 0
         self._has_begun = False
 
     def moved(self, nbytes: int, /) -> None:
@@ -49,7 +52,11 @@ class Widening:
         self._since, self._bytes = now, 0
         if not self._has_begun:
             self.streams.widen(self._most)
-        elif brought < FULL_STREAM * width * elapsed:
+            return
+        is_slow = brought < FULL_STREAM * width * elapsed
+        self._slow_looks = self._slow_looks + 1 if is_slow else 0
+        if self._slow_looks >= _SLOW_LOOKS:
+            self._slow_looks = 0
             self.streams.widen(min(self._most, 2 * width))
 
     @asynccontextmanager

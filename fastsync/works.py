@@ -41,14 +41,13 @@ from fastsync.errors import (
     NotFound,
     PermissionRefused,
     Transient,
-    Unsupported,
     UsageError,
 )
 from fastsync.filters import Chooser, Filter
 from fastsync.location import Location
 from fastsync.names import path_key
 from fastsync.plan import Comparison, DeleteGate, PlanPage, Rules, Step, plan
-from fastsync.session import Request, Session, located, missing
+from fastsync.session import Request, Session, located, named
 from fastsync.settings import Settings
 from fastsync.wildcards import Wildcard, find, something
 
@@ -230,22 +229,6 @@ def _in_the_way(location: Location, what: str = "a file") -> UsageError:
         where=str(location),
         hint="name another destination, or move the file away",
     )
-
-
-async def named(store: Source) -> Entry:
-    """What is at a source. Raises ListingError for nothing, Unsupported for what cannot be copied."""
-    where = str(store.location)
-    try:
-        entry = await store.stat("", follow=True)
-    except (NotFound, Conflict) as error:
-        raise missing(error, where) from error
-    if entry.kind != "dir" and store.location.is_directory_like:
-        raise ListingError("it is not a directory", where=where, hint="leave out the slash")
-    if entry.kind == "special":
-        raise Unsupported(
-            "it is a device, a pipe or a socket, and those are not copied", where=where
-        )
-    return entry
 
 
 async def is_directory(session: Session, target: Location) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from http import HTTPStatus
 from typing import Final, NamedTuple, Protocol
 
 from fastsync.backend import Entry
@@ -152,6 +151,8 @@ def require_range(
 
 def error_of(status: int, headers: HeaderLines, where: str) -> FastsyncError:
     """Why an answer is no success."""
+    from http import HTTPStatus
+
     try:
         said = f"{status} {HTTPStatus(status).phrase}"
     except ValueError:

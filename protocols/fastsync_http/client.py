@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import random
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -170,6 +169,8 @@ class Client:
                 if attempt >= self._options.retries:
                     raise
                 pause = min(_FIRST_PAUSE_S * 2.0**attempt, _LONGEST_PAUSE_S)
+                import random  # with what it needs 2 ms, for what seldom happens
+
                 pause *= random.uniform(0.5, 1.0)
                 if error.retry_after_s is not None:
                     pause = min(error.retry_after_s, 60.0)

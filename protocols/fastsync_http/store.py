@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from fastsync.backend import Buffer, Entry, Fault, Limits, Loaded, Page, ScanOptions, closing
 from fastsync.dates import SECOND_NS
@@ -26,9 +26,10 @@ from fastsync_http.answers import describe, entry_of, error_of, require_same
 from fastsync_http.client import Client, Found
 from fastsync_http.digests import Expected
 from fastsync_http.download import HttpDownload
-from fastsync_http.listing import Walk
-from fastsync_http.pages import MAX_PAGE, Index, parse
 from fastsync_http.targets import REDIRECTS, Target
+
+if TYPE_CHECKING:
+    from fastsync_http.pages import Index
 
 # Addresses that were looked into lately.
 _KEPT: Final = 1024
@@ -156,6 +157,8 @@ class HttpStore:
         if self._target.query:
             raise Conflict("an address with a query is a file", where=str(self._location))
         try:
+            from fastsync_http.listing import Walk  # and with it parsers that a file does without
+
             async with closing(Walk(self._fetch, self._filled, options).pages()) as pages:
                 async for page in pages:
                     yield page
@@ -182,10 +185,14 @@ class HttpStore:
             raise error
         if reply.headers.get("content-encoding", "identity") != "identity":
             raise ListingError("the server encodes the page, unasked", where=where)
+        from fastsync_http.pages import parse
+
         media_type = reply.headers.get("content-type") or ""
         return parse(reply.body, media_type, target)
 
     async def _get_page(self, target: Target, where: str) -> Reply:
+        from fastsync_http.pages import MAX_PAGE
+
         try:
             reply = await self.client.ask("GET", target, most=MAX_PAGE)
         except IntegrityError as error:
