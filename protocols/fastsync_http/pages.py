@@ -218,7 +218,9 @@ def _refusal(name: str) -> FastsyncError | None:
 
 
 def _row(name: str, is_directory: bool, columns: str) -> Row:
-    order, moment = _ORDER.search(columns), _UTC.search(columns)
+    # Looked for as text first: nginx and Apache have neither, and it is most of what a row takes.
+    order = _ORDER.search(columns) if "data-order=" in columns else None
+    moment = _UTC.search(columns) if "datetime=" in columns else None
     mtime_ns = None if moment is None else utc_ns(*map(int, moment.groups()))
     if is_directory:
         return Row(name, "dir", None, mtime_ns)
