@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from fastsync.backend import Entry, Fault, Page, ScanOptions, Source, closing
-from fastsync.errors import FastsyncError, ListingError, NotFound, UsageError
+from fastsync.errors import FastsyncError, ListingError, Missing, NotFound, UsageError
 from fastsync.filters import Rule, parse_rule
 
 if TYPE_CHECKING:
@@ -140,12 +140,12 @@ class FileList:
                 await source.stat(name)  # a rule may have kept it out of the listing
                 continue
             except NotFound:
-                error: FastsyncError = ListingError(
+                error: FastsyncError = Missing(
                     f"{self.where} names it, and it is not there", where=name
                 )
             except FastsyncError as other:
                 error = other
-            if missing is not None and isinstance(error, ListingError):
+            if missing is not None and isinstance(error, Missing):
                 missing(f"skipped, it does not exist: {source.location.child(name)}")
             else:
                 faults.append(Fault(name, error))

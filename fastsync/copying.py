@@ -7,7 +7,14 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from fastsync.engine import Record, Work
-from fastsync.errors import FastsyncError, IntegrityError, ListingError, Transient, UsageError
+from fastsync.errors import (
+    FastsyncError,
+    IntegrityError,
+    Missing,
+    PermissionRefused,
+    Transient,
+    UsageError,
+)
 from fastsync.events import Totals
 from fastsync.location import Location
 from fastsync.session import Place, Request, Session, all_located, located, named
@@ -57,13 +64,13 @@ async def run_sync(
             store = await session.open(location, follow=follow)
             try:
                 entry = await named(store)
-            except (Transient, IntegrityError) as error:
+            except (Transient, IntegrityError, PermissionRefused) as error:
                 raise untrusted(error, store) from error
-            except ListingError as error:
+            except Missing as error:
                 if settings.ignore_missing_args:
                     request.observer.note(f"skipped, it does not exist: {location}")
                     return Summary(Totals())
-                raise ListingError(
+                raise Missing(
                     "the source does not exist", where=str(location), hint="nothing was deleted"
                 ) from error
             if entry.kind == "dir":
@@ -113,7 +120,7 @@ async def run_cp(
             except UsageError:
                 raise
             except FastsyncError as error:
-                if isinstance(error, ListingError) and request.settings.ignore_missing_args:
+                if isinstance(error, Missing) and request.settings.ignore_missing_args:
                     request.observer.note(f"skipped, it does not exist: {location}")
                 else:
                     engine.unusable(location, error)

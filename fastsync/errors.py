@@ -7,6 +7,7 @@ the border where the foreign error was met:
     |-- UsageError                    2  the request itself is wrong; nothing was touched
     |   `-- ConfigError               2  a configuration file, profile or environment variable is wrong
     |-- ListingError                  3  a source or listing is missing or cannot be trusted
+    |   `-- Missing                   3  nothing is where a source was named, and that is certain
     |-- IntegrityError                4  bytes are not what they were said to be
     |-- AccessRefused                 5  authentication, host key or TLS refused
     |-- SafetyStop                    6  the delete gate or the empty-source guard said no
@@ -81,6 +82,10 @@ class ConfigError(UsageError):
 
 class ListingError(FastsyncError):
     exit_code = 3
+
+
+class Missing(ListingError):
+    pass
 
 
 class IntegrityError(FastsyncError):

@@ -22,7 +22,7 @@ from fastsync.errors import (
     Changed,
     Conflict,
     FastsyncError,
-    ListingError,
+    Missing,
     NotFound,
     UsageError,
     worst_exit,
@@ -128,7 +128,7 @@ async def run_mv(
             except UsageError:
                 raise
             except FastsyncError as error:
-                if isinstance(error, ListingError) and settings.ignore_missing_args:
+                if isinstance(error, Missing) and settings.ignore_missing_args:
                     watch.note(f"skipped, it does not exist: {location}")
                 else:
                     engine.unusable(location, error)
@@ -279,12 +279,16 @@ async def _remove_directories(session: Session, location: Location, remover: Rem
     """The directories that are empty by now, and with them the one that was named."""
     spool: Spool[Entry] = Spool()
     store = as_sink(await session.open(location))
+    is_empty = True
     try:
-        async with closing(store.scan(ScanOptions(missing_ok=True))) as pages:
-            async for entries, _ in pages:
-                spool.extend([entry for entry in entries if entry.kind == "dir"])
+        async with closing(store.scan(ScanOptions())) as pages:
+            async for entries, faults in pages:
+                directories = [entry for entry in entries if entry.kind == "dir"]
+                # Not every store refuses to remove a directory that has something in it.
+                is_empty = is_empty and not faults and len(directories) == len(entries)
+                spool.extend(directories)
         await remover.directories(store, spool, may_stay=True)
-        if not location.is_directory_like:
+        if is_empty and not location.is_directory_like:
             above = as_sink(await session.open(location.parent()))
             entry = await above.stat(location.name)
             if entry.kind == "dir":

@@ -35,7 +35,7 @@ async def run_pipe(place: Place, request: Request, fd: int = 0) -> Summary:
         sink = await session.open_sink(target.parent())
         # What comes in has no time and no mode of its own.
         write = dataclasses.replace(write_options(settings, sink), mtime=False, mode=False)
-        standing = await standing_for_file(sink, target.name, None)
+        standing = await standing_for_file(sink, target.name, None, settings)
         places = (source.location, target)
         if standing is not None and settings.ignore_existing:
             tally.totals.files_skipped += 1

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from fastsync.backend import Entry, KeepsDirectories, ScanOptions, Sink, closing, offers
-from fastsync.errors import Conflict, FastsyncError, ListingError, NotFound, UsageError
+from fastsync.errors import Conflict, FastsyncError, Missing, NotFound, UsageError
 from fastsync.events import Item
 from fastsync.location import Location
 from fastsync.patience import patiently
@@ -128,7 +128,7 @@ async def run_rm(places: Place | Sequence[Place], request: Request) -> Summary:
             except UsageError:
                 raise
             except FastsyncError as error:
-                if isinstance(error, ListingError) and request.settings.ignore_missing_args:
+                if isinstance(error, Missing) and request.settings.ignore_missing_args:
                     request.observer.note(f"skipped, it does not exist: {location}")
                 else:
                     tally.failed("scan", location.name, location, None, error)
@@ -145,7 +145,7 @@ async def run_rm(places: Place | Sequence[Place], request: Request) -> Summary:
 
 async def _target(session: Session, location: Location) -> _Target:
     """What a place means. Raises UsageError for what must not or cannot be removed like this,
-    ListingError for what is not there."""
+    Missing for what is not there."""
     request = session.request
     where = str(location)
     if location.is_stream:
@@ -205,6 +205,7 @@ async def _remove(target: _Target, request: Request, remover: Remover) -> None:
         # Objects go by their exact names, such as stand for directories among them.
         raw=sink.limits.raw_names and target.wild is None,
         prune=None if chosen.is_empty else chosen.prune,
+        missing_ok=target.wild is None,  # somebody else was faster
     )
     pages = sink.scan(options)
     if target.wild is not None:

@@ -15,6 +15,7 @@ from fastsync.errors import (
     Conflict,
     FastsyncError,
     ListingError,
+    Missing,
     NotFound,
     Unsupported,
     UsageError,
@@ -38,10 +39,10 @@ Place: TypeAlias = str | os.PathLike[str] | Location
 PlaceSettings: TypeAlias = Callable[[Location, Side], Mapping[str, str]]
 
 
-def missing(error: NotFound | Conflict, where: str) -> ListingError:
+def missing(error: NotFound | Conflict, where: str) -> Missing:
     """What there is to say of a place where nothing is, which some stores know more about."""
     said = error.message if isinstance(error, NotFound) else "no such file or directory"
-    return ListingError(said, where=where, hint=error.hint)
+    return Missing(said, where=where, hint=error.hint)
 
 
 async def named(store: Source) -> Entry:

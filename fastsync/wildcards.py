@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from fastsync.backend import Entry, Fault, Page, ScanOptions, Source, closing
-from fastsync.errors import ListingError, Unsupported
+from fastsync.errors import ListingError, NameRefused, Unsupported
 from fastsync.filters import Glob
 from fastsync.location import LOCAL_SCHEME, Location
 
@@ -73,7 +73,12 @@ class Wildcard:
         async with closing(store.scan(walked)) as pages:
             async for entries, faults in pages:
                 kept: list[Entry] = []
-                missed = list(faults)
+                # What has no name below the base is not meant.
+                missed = [
+                    fault
+                    for fault in faults
+                    if fault.path or not isinstance(fault.error, NameRefused)
+                ]
                 for entry in entries:
                     path = entry.path
                     if not (is_inside(path.rpartition("/")[0]) or self.glob.matches(path)):

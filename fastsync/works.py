@@ -233,8 +233,19 @@ def _in_the_way(location: Location, what: str = "a file") -> UsageError:
 
 async def is_directory(session: Session, target: Location) -> bool:
     """True when a directory stands at a destination. Raises UsageError where nothing can be."""
-    standing = await standing_at(await session.open(target, side="destination"))
+    store = await session.open(target, side="destination")
+    try:
+        standing = await standing_at(store)
+    except PermissionRefused:
+        if not _takes_blindly(store):
+            raise
+        return False
     return standing is not None and standing.kind == "dir"
+
+
+def _takes_blindly(sink: Source) -> bool:
+    """Whether somebody may write there who may not look: a bucket to which logs are delivered."""
+    return not offers(sink, KeepsDirectories)
 
 
 def refuse_overlap(source: Source, sink: Source, wild: Wildcard | None = None) -> None:
@@ -274,9 +285,14 @@ async def backup_for(session: Session, source: Source, sink: Sink, target: Locat
     return await session.open_sink(place.child(below)) if below else top
 
 
-async def standing_for_file(sink: Sink, to: str, source: tuple[str, str] | None) -> Entry | None:
+async def standing_for_file(
+    sink: Sink, to: str, source: tuple[str, str] | None, settings: Settings
+) -> Entry | None:
     """What stands where a file should go, `source` being the address of its directory and its name.
-    Raises UsageError if it cannot go there."""
+
+    Raises UsageError if it cannot go there. Where it may be written and not looked at, nothing is known to
+    stand there: PermissionRefused if `settings` want something of it.
+    """
     where = str(sink.location.child(to))
     if source == (sink.address().rstrip("/"), to):
         raise UsageError("source and destination are the same file", where=where)
@@ -286,6 +302,11 @@ async def standing_for_file(sink: Sink, to: str, source: tuple[str, str] | None)
         return None
     except Conflict as error:
         raise _in_the_way(sink.location) from error
+    except PermissionRefused:
+        wanted = settings.update or settings.existing or settings.backup_dir is not None
+        if wanted or not _takes_blindly(sink):
+            raise
+        return None
     leads_to = standing.kind
     if standing.kind == "link":
         with contextlib.suppress(FastsyncError):
@@ -467,7 +488,8 @@ async def file(session: Session, store: Source, target: Location) -> Work:
     to = target.name
     source, name = await _directory(session, store), store.location.name
     sink = await session.open_sink(target.parent())
-    standing = await standing_for_file(sink, to, (source.address().rstrip("/"), name))
+    address = source.address().rstrip("/")
+    standing = await standing_for_file(sink, to, (address, name), session.request.settings)
     entry = (await store.stat("", follow=True))._replace(path=name)
     work = files(session.request, source, sink, [(entry, standing)], lambda _name: to)
     if standing is not None:
@@ -632,7 +654,8 @@ class Works:
             part = self._files[source.location] = Part(source, sink, files=[])
             self._append(part)
         address = part.source.address().rstrip("/")
-        standing = await standing_for_file(part.sink, place.name, (address, name))
+        settings = self._request.settings
+        standing = await standing_for_file(part.sink, place.name, (address, name), settings)
         assert part.files is not None
         part.files.append((entry._replace(path=name), standing))
 

@@ -13,6 +13,7 @@ from fastsync.backend import (
     Buffer,
     CopyJob,
     Entry,
+    Fault,
     Limits,
     ListedVersion,
     Loaded,
@@ -217,15 +218,34 @@ class S3Store:
         seen = False
         pruning = None if options.prune is None else _Pruning(options.prune)
         prefix = self._prefix + options.starting_with
-        async for rows in self._rows(prefix, options):
-            seen = True
-            entries = self._entries(rows, pruning, raw=options.raw)
-            if options.details and entries:
-                entries = await self._filled(entries)
-            if entries:
-                yield Page(entries)
+        try:
+            async for rows in self._rows(prefix, options):
+                # What is written over or removed need not have a name of its own.
+                faults = () if seen or options.missing_ok else self._nameless(rows[0])
+                seen = True
+                entries = self._entries(rows, pruning, raw=options.raw)
+                if options.details and entries:
+                    entries = await self._filled(entries)
+                if entries or faults:
+                    yield Page(entries, faults)
+        except ListingError as error:
+            error.at(self.where(""))
+            raise
         if not seen and not options.missing_ok and not options.starting_with:
             await self._insist(options)
+
+    def _nameless(self, row: Row | str) -> tuple[Fault, ...]:
+        """The fault that an object is whose key is the location's prefix: without content it stands for
+        the location, with content it is a file that has no name below it. It can only be the first."""
+        if isinstance(row, str) or row[0] != self._prefix or not row[1]:
+            return ()
+        where = f"{self.where('').rstrip('/')}/"
+        text = "this object has content, and no name below its own prefix"
+        return (
+            Fault(
+                "", NameRefused(text, where=where, hint="between buckets, copy what is above it")
+            ),
+        )
 
     async def _insist(self, options: ScanOptions) -> None:
         """An empty listing is right for an empty bucket; a prefix without keys is not there."""

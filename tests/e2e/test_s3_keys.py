@@ -141,3 +141,32 @@ def test_names_that_are_not_utf8_do_not_go_up(
     done = fastsync("sync", "src", f"s3://{bucket}")
     assert (done.code, "UTF-8" in done.stderr) == (1, True)
     assert moto.keys(bucket) == ["ok"]
+
+
+@pytest.mark.parametrize("verb", ["mv", "sync", "cp"])
+def test_content_that_only_a_prefix_names_is_never_lost(
+    fastsync: Fastsync, moto: S3Server, bucket: str, verb: str
+) -> None:
+    """A key "dir/" that has content is no file below "dir": told, counted, and still there."""
+    fill(moto, bucket, ("dir/", "dir/a", "alone/"))
+    options = ["-R"] if verb == "cp" else []
+    for name in ("dir", "alone"):
+        done = fastsync(verb, *options, f"s3://{bucket}/{name}", f"{name}-copy")
+        assert done.code == 1, done
+        assert f"s3://{bucket}/{name}/: this object has content" in done.stderr
+    assert (fastsync.cwd / "dir-copy/a").read_text() == "dir/a"
+    assert moto.keys(bucket) == ["alone/", "dir/", *(["dir/a"] if verb != "mv" else [])]
+    # To remove what begins with it, or to write there, is none of its business.
+    (fastsync.cwd / "tree").mkdir()
+    (fastsync.cwd / "tree/b").write_text("b")
+    assert fastsync("sync", "tree", f"s3://{bucket}/dir").code == 0
+    assert fastsync("rm", "-R", f"s3://{bucket}/dir/", f"s3://{bucket}/alone").code == 0
+    assert moto.keys(bucket) == []
+
+
+def test_a_wildcard_does_not_mean_what_it_is_below(
+    fastsync: Fastsync, moto: S3Server, bucket: str
+) -> None:
+    fill(moto, bucket, ("dir/", "dir/a"))
+    assert fastsync("mv", f"s3://{bucket}/dir/*", "copy/").code == 0
+    assert moto.keys(bucket) == ["dir/"]

@@ -206,3 +206,32 @@ def test_pages_are_what_the_other_tests_think(server: HostileS3, disk: Path) -> 
     summary = fastsync.sync("s3://bucket/p/", disk, delete=True, max_delete="100%", **QUICK)
     assert summary.exit_code == 0
     assert files(disk) == {key.removeprefix("p/"): key.encode() for key in KEYS}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda disk, **how: fastsync.sync("s3://bucket/none", str(disk), **how),
+        lambda disk, **how: fastsync.cp("s3://bucket/none", str(disk), recursive=True, **how),
+        lambda disk, **how: fastsync.mv("s3://bucket/none", str(disk), **how),
+        lambda disk, **how: fastsync.rm("s3://bucket/none", recursive=True, **how),
+    ],
+    ids=["sync", "cp", "mv", "rm"],
+)
+def test_what_cannot_be_told_is_not_passed_over_as_missing(
+    server: HostileS3, disk: Path, call: Callable[..., Any]
+) -> None:
+    """--ignore-missing-args is about what is not there, and a page for people says nothing of that."""
+    assert call(disk, ignore_missing_args=True, **QUICK).exit_code == 0
+    server.on("ListObjects*", faults.html, times=None)
+    assert failure(lambda: call(disk, ignore_missing_args=True, **QUICK)) == 3
+
+
+@pytest.mark.parametrize("fault", [faults.unsorted, faults.html], ids=["unsorted", "html"])
+def test_a_listing_that_is_not_trusted_says_which_and_why(
+    server: HostileS3, disk: Path, fault: Fault
+) -> None:
+    server.on("ListObjects*", fault, times=None)
+    with pytest.raises(ListingError, match="cannot be trusted") as raised:
+        fastsync.sync("s3://bucket", str(disk), delete=True, **QUICK)
+    assert (raised.value.where or "").startswith("s3://bucket")

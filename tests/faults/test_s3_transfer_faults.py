@@ -733,3 +733,35 @@ def test_credentials_that_expire_on_the_way_are_renewed(
     assert (done.code, done.stderr) == (0, "")
     assert len(list((tmp_path / "to").iterdir())) == 40
     assert calls.read_text().count("\n") == 2
+
+
+@pytest.fixture
+def drop_box(server: HostileS3) -> HostileS3:
+    """A bucket of which the credentials allow to write objects, and nothing else."""
+    for operation in ("Get*", "Head*", "List*"):
+        server.on(operation, faults.refuse(403, "AccessDenied"), times=None)
+    return server
+
+
+def test_who_may_only_write_writes(drop_box: HostileS3, disk: Path) -> None:
+    (disk / "a").write_bytes(CONTENT)
+    for parts in ({}, QUICK):
+        assert fastsync.cp(str(disk / "a"), "s3://bucket/b", **parts).exit_code == 0
+        assert drop_box.data("bucket", "b") == CONTENT
+    assert fastsync.cp(str(disk / "a"), "s3://bucket/").exit_code == 0
+    (disk / "a").write_bytes(OTHER)
+    skipped = fastsync.cp(str(disk / "a"), "s3://bucket/a", ignore_existing=True)
+    assert (skipped.exit_code, skipped.totals.files_skipped) == (0, 1)
+    assert drop_box.data("bucket", "a") == CONTENT
+
+
+@pytest.mark.parametrize("option", [{"update": True}, {"existing": True}, {"backup_dir": "gone"}])
+def test_what_needs_a_look_is_refused_to_who_may_only_write(
+    drop_box: HostileS3, disk: Path, option: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(disk)
+    (disk / "a").write_bytes(CONTENT)
+    drop_box.put("bucket", "a", OTHER)
+    error = failure(fastsync.cp(str(disk / "a"), "s3://bucket/a", **option))
+    assert "access denied" in str(error)
+    assert drop_box.data("bucket", "a") == OTHER
