@@ -55,7 +55,9 @@ _DAMAGED: Final = _Meaning(IntegrityError, "the bytes did not arrive as they wer
 _UNABLE: Final = _Meaning(Unsupported, "the server cannot do this")
 _FULL: Final = _Meaning(DestinationFull, "there is no space left", "free some or raise the quota")
 _TOO_LARGE: Final = _Meaning(Unsupported, "the object is larger than the server takes")
-_FORBIDDEN: Final = _Meaning(PermissionRefused, "access denied")
+_FORBIDDEN: Final = _Meaning(
+    PermissionRefused, "access denied", "the policies of user and bucket decide about that"
+)
 _EXPIRED: Final = _Meaning(AccessRefused, "the credentials have expired", _SECURITY_HINT)
 _BAD_KEY: Final = _Meaning(AccessRefused, "the server does not know the access key", _SECURITY_HINT)
 _BAD_TOKEN: Final = _Meaning(AccessRefused, "the session token is not valid", _SECURITY_HINT)
@@ -185,7 +187,7 @@ def map_error(
     """The error of ours for one of the server's.
 
     `code` and `message` are those of its document, "" without one; `action` is what was asked, such as
-    "get the object". Codes count more than statuses, which servers do not agree about. What a caller may
+    "read the object". Codes count more than statuses, which servers do not agree about. What a caller may
     know better: 412 is Overtaken, also where an object that was read changed.
     """
     if code in _SKEWED:
@@ -207,12 +209,18 @@ def map_error(
     if meaning is _OTHER_REGION and (region := region_from_error(headers, b"")):
         hint = f"--region {region}"
     elif kind is not NotFound and (message or code not in _CODES):
-        text = _cut(f"could not {action}: {text}: {message or status}")
+        said = message or str(status)
+        more = "" if _letters(said) == _letters(text) else f": {said}"
+        text = _cut(f"could not {action}: {text}{more}")
     if issubclass(kind, Transient):
         return kind(
             text, where=where, hint=hint, retry_after_s=_retry_after(headers.get("retry-after"))
         )
     return kind(text, where=where, hint=hint)
+
+
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalpha, text)).lower()
 
 
 def _cut(text: str) -> str:

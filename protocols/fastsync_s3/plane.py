@@ -49,6 +49,22 @@ _SKEW: Final = ("RequestTimeTooSkewed", "RequestExpired")
 _EXPIRED: Final = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired")
 
 
+# What was asked, in words that tell more than HTTP's.
+_OF_BUCKETS: Final = {
+    "GET": "list the bucket",
+    "HEAD": "look at the bucket",
+    "PUT": "make the bucket",
+    "POST": "delete objects in the bucket",
+}
+_OF_OBJECTS: Final = {
+    "GET": "read the object",
+    "HEAD": "look at the object",
+    "PUT": "write the object",
+    "POST": "write the object in parts",
+    "DELETE": "delete the object",
+}
+
+
 class Call(NamedTuple):
     """One request: `key` is "" for the bucket itself, `body` is what is sent. `payload` is the SHA-256 of
     a body that is sent from a file. What must not be sent twice is not `repeatable`."""
@@ -320,7 +336,7 @@ class Plane:
                 # Without a word: answers to HEAD have no body. One to GET has, and the same reason.
                 asked = call._replace(method="GET", headers={**call.headers, "range": "bytes=0-0"})
                 reply = await self.wire.ask(self._outgoing(asked, credentials))
-                error = self.error_of(reply, asked) or error
+                error = self.error_of(reply, asked, call) or error
             if corrected or not await self._correct(reply):
                 raise error
             corrected = True
@@ -381,13 +397,19 @@ class Plane:
         """A key as a person would write it."""
         return f"s3://{self.bucket}/{key}" if self.bucket else "s3://"
 
-    def _what(self, call: Call) -> str:
+    def _action(self, call: Call) -> str:
+        """What was asked, for messages."""
         if not self.bucket:
-            return "the list of buckets"
-        return "the object" if call.key else "the bucket"
+            return "list the buckets"
+        if not call.key:
+            return _OF_BUCKETS.get(call.method, f"{call.method} the bucket")
+        if call.method in ("GET", "DELETE") and any(name == "uploadId" for name, _ in call.query):
+            return "find the upload" if call.method == "GET" else "abort the upload"
+        return _OF_OBJECTS.get(call.method, f"{call.method} the object")
 
-    def error_of(self, reply: Reply, call: Call) -> FastsyncError | None:
-        """Why an answer is no success: its status, or an error in the body of a 200."""
+    def error_of(self, reply: Reply, call: Call, meant: Call | None = None) -> FastsyncError | None:
+        """Why an answer is no success: its status, or an error in the body of a 200. `meant` is the call
+        in whose place this one was made."""
         if 200 <= reply.status < 300:
             if call.method == "GET" or not is_error(reply.body):
                 return None
@@ -404,7 +426,7 @@ class Plane:
             self.control.masked(told.message),
             reply.headers,
             self.where(call.key),
-            f"{call.method.lower()} {self._what(call)}",
+            self._action(meant or call),
         )
         if isinstance(error, Throttled):
             self.pace.throttled()

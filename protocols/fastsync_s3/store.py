@@ -34,6 +34,7 @@ from fastsync.errors import (
     NameRefused,
     NotFound,
     Overtaken,
+    PermissionRefused,
     Transient,
     Unsupported,
     UsageError,
@@ -751,6 +752,11 @@ class S3Store:
         except Unsupported:
             self.plane.deletes_many = False
             return await self._delete_each(keys)
+        except PermissionRefused as refused:
+            text, hint = refused.message, refused.hint
+            return {
+                key: PermissionRefused(text, where=self.plane.where(key), hint=hint) for key in keys
+            }
         told = parse_delete(reply.body)
         errors: dict[str, FastsyncError] = {}
         for key in keys:

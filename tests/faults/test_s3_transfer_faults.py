@@ -765,3 +765,14 @@ def test_what_needs_a_look_is_refused_to_who_may_only_write(
     error = failure(fastsync.cp(str(disk / "a"), "s3://bucket/a", **option))
     assert "access denied" in str(error)
     assert drop_box.data("bucket", "a") == OTHER
+
+
+def test_what_is_refused_is_said_in_words_and_of_each_object(server: HostileS3) -> None:
+    for key in "ab":
+        server.put("bucket", f"d/{key}", CONTENT)
+    server.on("Delete*", faults.refuse(403, "AccessDenied", "Access Denied."), times=None)
+    summary = fastsync.rm(["s3://bucket/d/a", "s3://bucket/d/b"])
+    assert [str(one.error).partition(" (")[0] for one in summary.failures] == [
+        f"s3://bucket/d/{key}: could not delete objects in the bucket: access denied"
+        for key in "ab"
+    ]

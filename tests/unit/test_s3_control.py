@@ -992,6 +992,11 @@ def test_words_of_the_server_are_kept_short() -> None:
     )
 
 
+def test_words_of_the_server_are_not_repeated() -> None:
+    error = map_error(403, "AccessDenied", "Access Denied.", {}, "w", "read the object")
+    assert error.message == "could not read the object: access denied"
+
+
 @pytest.mark.parametrize(
     "location", ["https://evil\x1b[2J.example/k?token=hunter2", "http://[", "//evil.example", ""]
 )
