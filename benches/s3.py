@@ -68,7 +68,7 @@ def _measure(
     options: argparse.Namespace, environment: Mapping[str, str]
 ) -> tuple[Report, list[S3Result]]:
     tools, missing = _find_tools(options, environment)
-    server, program = _find_gateway(options.gateway)
+    server, program = find_gateway(options.gateway)
     bench = Bench(
         tools=tools,
         environment=environment,
@@ -182,7 +182,7 @@ def _identified(name: str, path: str, environment: Mapping[str, str]) -> Tool:
     return Tool(name, path, f"s5cmd {done.stdout.strip() or 'unknown'}")
 
 
-def _find_gateway(asked: str | None) -> tuple[str, str]:
+def find_gateway(asked: str | None) -> tuple[str, str]:
     go = Path(os.environ.get("GOPATH") or Path.home() / "go") / "bin"
     programs = {
         "versitygw": shutil.which("versitygw")
