@@ -13,6 +13,7 @@ pytest.register_assert_rewrite(
     "fastsync.testing.abilities",
     "fastsync.testing.reading",
     "fastsync.testing.batches",
+    "fastsync.testing.keeping",
     "fastsync.testing.vocabulary",
     "fastsync.testing.writing",
 )

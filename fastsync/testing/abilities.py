@@ -30,7 +30,7 @@ from fastsync.errors import (
     Vanished,
 )
 from fastsync.location import Location
-from fastsync.testing.batches import BatchConformance
+from fastsync.testing.keeping import KeepingConformance
 from fastsync.testing.vocabulary import (
     LATER,
     begin,
@@ -53,7 +53,7 @@ from fastsync.testing.vocabulary import (
 )
 
 
-class StoreConformance(BatchConformance):
+class StoreConformance(KeepingConformance):
     """Everything a store can promise.
 
     Subclass it as ``class TestMine(StoreConformance)`` and say in `make_root` where an empty place is.

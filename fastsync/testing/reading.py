@@ -21,13 +21,20 @@ import pytest_asyncio
 
 from fastsync.backend import (
     Backend,
+    Describes,
+    Downloads,
     Hashes,
     KeepsDirectories,
     LocalFiles,
+    ProvesContent,
     ReadsIntoFile,
+    ReadsIntoMemory,
     ScanOptions,
+    SeeksSome,
     Source,
     StoreOptions,
+    Validated,
+    reads_ranges,
 )
 from fastsync.errors import (
     Changed,
@@ -457,3 +464,81 @@ class SourceConformance(ABC):
         await self.remove(source, "file")
         with pytest.raises(Vanished):
             await source.open_file(entry)
+
+    # -- what some sources know ----------------------------------------------------------------------
+
+    async def test_ranges_of_a_file(self, source: Source) -> None:
+        """A source that says of each file whether it has ranges means it."""
+        if not isinstance(source, SeeksSome):
+            lacks(source, SeeksSome)
+        content = noise(70_000)
+        await self.put(source, "a", content)
+        entry = await source.stat("a")
+        if await source.is_seekable(entry):
+            assert await collect(source.read(entry, 1000, 2000)) == content[1000:2000]
+        await self.remove(source, "a")
+        with pytest.raises((Changed, NotFound)):
+            await collect(source.read(entry, 1000, 2000))
+
+    async def test_download_into_memory(self, source: Source) -> None:
+        """Every byte is where it is wanted, and reported."""
+        if not isinstance(source, Downloads):
+            lacks(source, Downloads)
+        content = noise(300_000)
+        await self.put(source, "a", content)
+        entry = await source.stat("a")
+        if not await reads_ranges(source, entry):
+            pytest.skip("the server sends no ranges")
+        download = await source.open_download(entry)
+        if not isinstance(download, ReadsIntoMemory):
+            lacks(download, ReadsIntoMemory)
+        memory, told = bytearray(200_000), list[int]()
+        await download.read_into_memory(50_000, 250_000, memoryview(memory), told.append)
+        assert memory == content[50_000:250_000]
+        assert sum(told) == len(memory)
+
+    async def test_validators(self, source: Source) -> None:
+        """The same for the same bytes, another one for others; text without secrets."""
+        if not isinstance(source, Downloads):
+            lacks(source, Downloads)
+        found: list[str | None] = []
+        for content in (b"one", b"one", b"two"):
+            if not found or content == b"two":
+                await self.put(source, "a", content, mtime_ns=MTIME if not found else LATER)
+            download = await source.open_download(await source.stat("a"))
+            if not isinstance(download, Validated):
+                lacks(download, Validated)
+            found.append(download.validator)
+        first, again, other = found
+        if first is None:
+            pytest.skip("nothing here tells versions apart")
+        assert first == again
+        assert first != other
+        assert first.isprintable()
+
+    async def test_describe(self, source: Source) -> None:
+        """Text by names, and never of a file that is gone."""
+        if not isinstance(source, Describes):
+            lacks(source, Describes)
+        await self.put(source, "a", b"content")
+        entry = await source.stat("a")
+        told = await source.describe(entry)
+        assert all(isinstance(text, str) for pair in told.items() for text in pair)
+        await self.remove(source, "a")
+        with pytest.raises((Changed, NotFound)):
+            await source.describe(entry)
+
+    async def test_proof(self, source: Source) -> None:
+        """What proves the content of a file proves no other."""
+        if not isinstance(source, ProvesContent):
+            lacks(source, ProvesContent)
+        content = noise(70_000)
+        await self.put(source, "a", content)
+        proof = await source.proof(await source.stat("a"))
+        if proof is None:
+            pytest.skip("nothing here tells what bytes add up to")
+        for data, is_it in ((content, True), (content[1:], False)):
+            hashing = proof.hasher()
+            for start in range(0, len(data), 30_000):
+                hashing(memoryview(data)[start : start + 30_000])
+            assert (hashing.value() == proof.value) is is_it

@@ -1,0 +1,228 @@
+"""What a store promises that keeps more than contents, times and modes: owners, extended attributes, several
+names of one file, uploads for later, versions, places that have to be made."""
+
+from __future__ import annotations
+
+from fastsync.backend import (
+    CopyJob,
+    CreatesPlaces,
+    KeepsVersions,
+    KeepsXattrs,
+    Leavable,
+    MakesHardLinks,
+    Owner,
+    Rechecks,
+    ResumesUploads,
+    ScanOptions,
+    SetsAttributes,
+    SignsLinks,
+    Sink,
+    TellsFileIds,
+    TellsHardLinks,
+    WriteOptions,
+)
+from fastsync.errors import Conflict, FastsyncError, NotFound, Unsupported, UsageError
+from fastsync.testing.batches import BatchConformance
+from fastsync.testing.vocabulary import (
+    expect,
+    files,
+    lacks,
+    like,
+    listing,
+    noise,
+    part_size,
+    read,
+    write,
+)
+
+_RESUMABLE = WriteOptions(resumable=True)
+
+
+class KeepingConformance(BatchConformance):
+    # -- owners --------------------------------------------------------------------------------------
+
+    async def test_owners(self, sink: Sink) -> None:
+        """They are listed and kept when that is asked for, and only then; ours can be given to anything."""
+        await write(sink, "a", b"content")
+        (entry,) = await listing(sink, ScanOptions(owner=True))
+        if entry.owner is None:
+            lacks(sink, Owner)
+        assert (await listing(sink))[0].owner is None
+        if not isinstance(sink, SetsAttributes):
+            lacks(sink, SetsAttributes)
+        job = CopyJob(entry, entry.path)
+        assert await sink.set_attributes([job], WriteOptions(owner=True)) == [None]
+        (again,) = await listing(sink, ScanOptions(owner=True))
+        assert again.owner == entry.owner
+
+    # -- KeepsXattrs ---------------------------------------------------------------------------------
+
+    async def test_xattrs(self, sink: Sink) -> None:
+        """A path has exactly those that were written last, and each has its own answer."""
+        if not isinstance(sink, KeepsXattrs):
+            lacks(sink, KeepsXattrs)
+        await write(sink, "a", b"content")
+        await write(sink, "d/b", b"content")
+        wanted = {"user.one": b"1", "user.two": bytes(range(256))}
+        first, gone = await sink.write_xattrs([("a", wanted), ("gone", wanted)])
+        if isinstance(first, Unsupported):
+            lacks(sink, KeepsXattrs)
+        assert first is None
+        assert isinstance(gone, NotFound)
+        assert await sink.write_xattrs([("a", {"user.one": b""}), ("d", wanted)]) == [None, None]
+        entries = {entry.path: entry for entry in await listing(sink)}
+        found = await sink.read_xattrs([entries["a"], entries["d"], entries["d/b"]])
+        assert [dict(one) for one in found if not isinstance(one, FastsyncError)] == [
+            {"user.one": b""},
+            wanted,
+            {},
+        ]
+        assert await read(sink, "a") == b"content"
+        await sink.delete([entries["a"]])
+        assert isinstance((await sink.read_xattrs([entries["a"]]))[0], FastsyncError)
+
+    # -- MakesHardLinks, TellsHardLinks ----------------------------------------------------------------
+
+    async def test_hard_links(self, sink: Sink) -> None:
+        """A second name shows the first one's content, whatever stood there; each pair has its answer."""
+        if not isinstance(sink, MakesHardLinks):
+            lacks(sink, MakesHardLinks)
+        await write(sink, "a", b"content")
+        await write(sink, "old", b"in the way")
+        answers = await sink.make_hard_links(
+            [("a", "b"), ("gone", "c"), ("a", "d/e"), ("a", "old"), ("a", "b")]
+        )
+        if isinstance(answers[0], Unsupported):
+            lacks(sink, MakesHardLinks)
+        assert [answer is None for answer in answers] == [True, False, True, True, True]
+        content = b"content"
+        await expect(sink, {"a": content, "b": content, "d/e": content, "old": content})
+        await write(sink, "b", b"another")
+        assert await read(sink, "a") == content
+
+    async def test_identities_of_hard_links(self, sink: Sink) -> None:
+        """The names of one file have one identity, which no other file has; a single name needs none."""
+        if not isinstance(sink, MakesHardLinks):
+            lacks(sink, MakesHardLinks)
+        if not isinstance(sink, TellsHardLinks):
+            lacks(sink, TellsHardLinks)
+        for path in ("a", "b", "single"):
+            await write(sink, path, b"content")
+        assert await sink.make_hard_links([("a", "a2"), ("b", "b2")]) == [None, None]
+        entries = await listing(sink)
+        told = dict(
+            zip([e.path for e in entries], await sink.link_identities(entries), strict=True)
+        )
+        assert told["a"] == told["a2"] is not None
+        assert told["b"] == told["b2"] != told["a"]
+        assert told["single"] is None
+
+    # -- TellsFileIds ----------------------------------------------------------------------------------
+
+    async def test_file_ids(self, sink: Sink) -> None:
+        """The same as long as the file is, and another for one that took its place; none for nothing."""
+        if not isinstance(sink, TellsFileIds):
+            lacks(sink, TellsFileIds)
+        for path in ("a", "b"):
+            await write(sink, path, b"content")
+        entries = [entry for entry in await listing(sink) if entry.kind == "file"]
+        first, second = await sink.file_ids(entries)
+        assert None not in (first, second)
+        assert first != second
+        assert await sink.file_ids(entries) == [first, second]
+        await write(sink, "a", b"CONTENT")
+        await sink.delete(entries[1:])
+        other, gone = await sink.file_ids(entries)
+        assert other not in (None, first)
+        assert gone is None
+
+    # -- Leavable, ResumesUploads ----------------------------------------------------------------------
+
+    async def test_an_upload_goes_on(self, sink: Sink) -> None:
+        """What was left is invisible, and complete with what it lacks."""
+        if not isinstance(sink, ResumesUploads):
+            lacks(sink, ResumesUploads)
+        part = part_size(sink)
+        content = noise(2 * part + 1)
+        entry = like("a")._replace(size=len(content))
+        upload = await sink.upload("a", entry, _RESUMABLE, part)
+        assert isinstance(upload, Leavable)
+        await upload.write(0, content[:part])
+        ticket = upload.ticket
+        assert ticket is not None
+        await upload.leave()
+        await upload.leave()
+        assert await files(sink) == []
+        again = await sink.resume_upload(ticket, "a", entry, _RESUMABLE, [(0, part)])
+        assert again is not None
+        if isinstance(again, Rechecks):
+            assert again.part_size == part
+            await again.write(0, content[:part])
+        await again.write(part, content[part : 2 * part])
+        await again.write(2 * part, content[2 * part :])
+        assert (await again.commit(len(content))).size == len(content)
+        await expect(sink, {"a": content})
+        assert await sink.resume_upload(ticket, "a", entry, _RESUMABLE, [(0, part)]) is None
+
+    async def test_an_upload_that_is_dropped(self, sink: Sink) -> None:
+        """Nothing is left of it, which can be asked for twice; somebody else's ticket is refused."""
+        if not isinstance(sink, ResumesUploads):
+            lacks(sink, ResumesUploads)
+        part = part_size(sink)
+        entry = like("a")._replace(size=2 * part)
+        upload = await sink.upload("a", entry, _RESUMABLE, part)
+        assert isinstance(upload, Leavable)
+        await upload.write(0, noise(part))
+        ticket = upload.ticket
+        assert ticket is not None
+        await upload.leave()
+        await sink.drop_upload(ticket)
+        await sink.drop_upload(ticket)
+        assert await sink.resume_upload(ticket, "a", entry, _RESUMABLE, [(0, part)]) is None
+        assert await self.traces(sink) == []
+        try:
+            await sink.drop_upload("not a ticket")
+        except UsageError:
+            return
+        raise AssertionError("a ticket of another store was taken")
+
+    # -- what only some places have --------------------------------------------------------------------
+
+    async def test_a_place_that_exists_is_not_made(self, sink: Sink) -> None:
+        """Nor is one that nobody can make by itself."""
+        if not isinstance(sink, CreatesPlaces):
+            lacks(sink, CreatesPlaces)
+        await write(sink, "a", b"content")
+        try:
+            await sink.create_place()
+        except (Conflict, UsageError):
+            await expect(sink, {"a": b"content"})
+            return
+        raise AssertionError("it was made twice")
+
+    async def test_versions(self, sink: Sink) -> None:
+        """Of each file one is the current one, the newest first; whether there are older ones is the
+        place's matter."""
+        if not isinstance(sink, KeepsVersions):
+            lacks(sink, KeepsVersions)
+        for path, content in (("a", b"1"), ("a", b"22"), ("d/b", b"333")):
+            await write(sink, path, content)
+        listed = []
+        try:
+            async for page in sink.scan_versions(ScanOptions()):
+                listed += page
+        except Unsupported:
+            lacks(sink, KeepsVersions)
+        latest = [(one.entry.path, one.entry.size) for one in listed if one.is_latest]
+        assert latest == [("a", 2), ("d/b", 3)]
+        assert [one.entry.path for one in listed] == sorted(one.entry.path for one in listed)
+
+    async def test_a_signed_link(self, sink: Sink) -> None:
+        """It names the file, and for how long is part of what is signed."""
+        if not isinstance(sink, SignsLinks):
+            lacks(sink, SignsLinks)
+        await write(sink, "a b", b"content")
+        short, long = await sink.presign("a b", 60), await sink.presign("a b", 3600)
+        assert short.startswith(("http://", "https://"))
+        assert "a%20b?" in short
+        assert short != long
