@@ -61,15 +61,17 @@ class FileList:
 
     is_scope = True
 
-    def __init__(self, names: Iterable[str], where: str) -> None:
+    def __init__(self, names: Iterable[tuple[int, str]], where: str) -> None:
         self.where = where
         self._names: set[str] = set()
         self._met: set[str] = set()
-        for name in names:
+        for number, name in names:
             parts = [part for part in name.split("/") if part not in ("", ".")]
             if ".." in parts:
                 raise UsageError(
-                    f"'{name}' leads out of the source", where=where, hint="name what is in it"
+                    f"'{name}' leads out of the source",
+                    where=f"{where}:{number}",
+                    hint="name what is in it",
                 )
             self._names.add("/".join(parts))
         self._above = {
@@ -80,7 +82,7 @@ class FileList:
     @classmethod
     def read(cls, name: str, *, null: bool) -> FileList:
         """The list in a file. Raises UsageError."""
-        return cls((item for _, item in lines_of(name, null=null)), name)
+        return cls(lines_of(name, null=null), name)
 
     def _cover(self, directory: str) -> str | None:
         """The name on the list that takes what is in `directory`."""

@@ -18,6 +18,7 @@ from fastsync.cli.options import (
     with_options,
 )
 from fastsync.cli.places import PLACE
+from fastsync.errors import UsageError
 
 if TYPE_CHECKING:
     from fastsync.tally import Summary
@@ -62,10 +63,18 @@ def cat(places: tuple[str, ...], offset: str, count: str | None, **values: Any) 
     Their ranges are fetched many at a time and written in order; memory stays within a bound, and a slow
     reader slows the fetching down.
     """
+    start = _bytes("--offset", offset)
+    length = None if count is None else _bytes("--count", count)
+    return write_out(places, values, offset=start, count=length)
+
+
+def _bytes(option: str, text: str) -> int:
     from fastsync.values import parse_size
 
-    length = None if count is None else parse_size(count)
-    return write_out(places, values, offset=parse_size(offset), count=length)
+    try:
+        return parse_size(text)
+    except UsageError as error:
+        raise UsageError(f"{option}: {error.message}", hint=error.hint) from error
 
 
 def write_out(

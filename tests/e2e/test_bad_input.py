@@ -48,6 +48,35 @@ if TYPE_CHECKING:
         (["cp", "--log-file", "no/such/log", "a", "b"], "no/such/log: the log cannot be written"),
         (["cp", "--config", "no.toml", "a", "b"], "no.toml: cannot read the configuration"),
         (["completion", "tcsh"], "tcsh"),
+        (["sync", ".", "."], "the same place"),
+        (["sync", ".", "d"], "the destination is inside the source"),
+        (["sync", "d", "."], "the source is inside the destination"),
+        (["cp", "a", "a"], "the same file"),
+        (["mv", "a", "."], "the same file"),
+        (["sync", "--backup-dir", "b/x", "d", "b"], "the backup overlaps with the destination"),
+        (["sync", "--exclude-from", "no", "d", "b"], "no: it cannot be read"),
+        (["sync", "--filter-from", "rules", "d", "b"], "rules:2: '* x' is no filter rule"),
+        (["sync", "--exclude-from", "patterns", "d", "b"], "patterns:3: the pattern '['"),
+        (["sync", "--files-from", "no", "d", "b"], "no: it cannot be read"),
+        (["sync", "--files-from", "names", "d", "b"], "names:2: '../x' leads out"),
+        (["run", "no"], "no: no such file"),
+        (["run", "--profile", "wann", "rules"], "there is no profile 'wann'"),
+        (["run", "newer"], "newer:1: a plan of version 2"),
+        (["run", "cut"], "cut:1: the line is cut off"),
+        (["run", "rules"], "rules:1: '-' cannot be in a batch"),
+        (["run", "nested"], "nested:2: 'run' cannot be in a batch"),
+        (["run", "--shard", "3/2", "newer"], "--shard 3/2"),
+        (["sync", "--max-delete", "-1", "d", "b"], "--max-delete: '-1'"),
+        (["sync", "--max-depth", "-1", "d", "b"], "--max-depth: '-1'"),
+        (["sync", "--bwlimit", "-1", "d", "b"], "--bwlimit: '-1'"),
+        (["sync", "--bwlimit", "8Q", "d", "b"], "--bwlimit: '8Q'"),
+        (["sync", "--max-age", "-1", "d", "b"], "--max-age: '-1'"),
+        (["cat", "--offset", "-1", "a"], "--offset: '-1'"),
+        (["cat", "--count", "8Q", "a"], "--count: '8Q'"),
+        (["sync", "-u", "-I", "d", "b"], "--update and --ignore-times exclude each other"),
+        (["sync", "-q", "-v", "d", "b"], "--quiet and --verbose exclude each other"),
+        (["sync", "--delete-excluded", "d", "b"], "--delete-excluded does nothing without"),
+        (["sync", "--min-age", "2h", "--max-age", "1h", "d", "b"], "--min-age is above"),
     ],
 )
 def test_a_request_that_is_wrong(
@@ -58,7 +87,9 @@ def test_a_request_that_is_wrong(
     arguments: list[str],
     told: str,
 ) -> None:
-    plant(tmp_path, {"a": "a"})
+    plant(tmp_path, {"a": "a", "d/x": "x", "rules": "- ok\n* x\n", "patterns": "a\n\n[\n"})
+    plant(tmp_path, {"names": "x\n../x\n", "newer": '{"plan": 2}\n', "cut": '{"plan": 1, "op'})
+    plant(tmp_path, {"nested": "cp a b\nrun rules\n"})
     before = picture(tmp_path)
     done = fastsync(*arguments)
     assert done.code == 2

@@ -66,6 +66,15 @@ def test_local(
     assert check(fastsync(verb, "--json", *rest)) == operations
 
 
+def test_run(fastsync: Fastsync, plant: Plant, tmp_path: Path) -> None:
+    plant(tmp_path, {"src/a": "a", "src/link": Path("a"), "dest/gone": "g"})
+    fastsync("plan", "--delete", "src", "dest", "-o", "plan")
+    (tmp_path / "batch").write_text("cp src/a one\ncp missing two\nrm -R dest\n")
+    operations = {"copy", "link", "delete", "summary"}
+    assert check(fastsync("run", "--json", "plan")) == operations
+    assert check(fastsync("run", "--json", "batch")) == {"copy", "scan", "delete", "summary"}
+
+
 def test_s3(fastsync: Fastsync, plant: Plant, tmp_path: Path, moto: S3Server) -> None:
     plant(tmp_path / "src", {"a": "a", "d/b": "b"})
     fastsync.environ.update(moto.environ)

@@ -26,7 +26,7 @@ def chosen(files: FileList, *paths: str) -> list[str]:
 
 
 def test_a_list_takes_what_it_names_and_the_way_there() -> None:
-    files = FileList(["a", "d/b", "./tree/", "/x//y/./z"], "list")
+    files = FileList(enumerate(["a", "d/b", "./tree/", "/x//y/./z"], 1), "list")
     paths = ["a", "ab", "d/", "d/a", "d/b", "d/b/", "d/b/c", "tree/", "tree/x/", "tree/x/y", "x/"]
     paths += ["x/y/", "x/y/z", "x/z", "d", "tree"]
     taken = ["a", "d/", "d/b", "d/b/", "d/b/c", "tree/", "tree/x/", "tree/x/y", "x/", "x/y/"]
@@ -37,12 +37,12 @@ def test_a_list_takes_what_it_names_and_the_way_there() -> None:
         "tree/x",
         "x/y",
     ]
-    assert chosen(FileList(["."], "list"), "a", "d/", "d/b") == ["a", "d/", "d/b"]
-    assert chosen(FileList([], "list"), "a", "d/") == []
+    assert chosen(FileList(enumerate(["."], 1), "list"), "a", "d/", "d/b") == ["a", "d/", "d/b"]
+    assert chosen(FileList(enumerate([], 1), "list"), "a", "d/") == []
 
 
 def test_only_what_is_below_a_listed_directory_of_the_source_may_go() -> None:
-    files = FileList(["a", "d/b", "tree", "gone"], "list")
+    files = FileList(enumerate(["a", "d/b", "tree", "gone"], 1), "list")
     files.meet([entry("tree/x")])  # a store that lists no directories
     chooser = Filter(choosers=[files])
     kept = ["a", "d/", "d/b", "d/c", "tree/", "gone/x", "other"]
@@ -61,7 +61,7 @@ def test_what_is_too_deep_never_goes() -> None:
 
 
 def test_rules_and_lists_both_have_to_agree() -> None:
-    chooser = Filter([Rule(False, "*.tmp")], choosers=[FileList(["d"], "list")])
+    chooser = Filter([Rule(False, "*.tmp")], choosers=[FileList(enumerate(["d"], 1), "list")])
     assert not chooser.keep(entry("d/a.tmp"))
     assert chooser.explain(entry("d/a.tmp")) == "excluded by --exclude '*.tmp'"
     assert chooser.explain(entry("e")) == "excluded: --files-from list does not name it"
@@ -78,7 +78,7 @@ def test_list_files(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No such file"):
         list(lines_of(str(tmp_path / "missing")))
     with pytest.raises(UsageError, match="leads out of the source"):
-        FileList(["a/../b"], "list")
+        FileList(enumerate(["a/../b"], 1), "list")
 
 
 def test_rule_files_name_the_line(tmp_path: Path) -> None:
