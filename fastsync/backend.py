@@ -192,7 +192,8 @@ class Limits:
     `Entry.version` where equal versions of that kind mean equal content, in any store that has the kind.
     `raw_names`: every name can be written, also such as no disk takes ("a//b", "dir/"). `rechecks`: uploads
     that are taken up again are `Rechecks`. `checks_writes`: every byte goes with a digest, which the store
-    compares before a file appears. `rereads`: see `WriteOptions.reread`.
+    compares before a file appears. `rereads`: see `WriteOptions.reread`. `slow_digests`: small files are
+    sooner read than digested.
     """
 
     min_part: int = 1
@@ -208,6 +209,7 @@ class Limits:
     rechecks: bool = False
     checks_writes: bool = False
     rereads: bool = False
+    slow_digests: bool = False
 
 
 # Parts of one length, in a `Grid` that grows.
@@ -577,6 +579,16 @@ class Hashes(Protocol):
 
     async def digest(self, entry: Entry, algorithm: str) -> str:
         """Lower-case hex digest of exactly this version. Raises Changed, Unsupported."""
+        ...
+
+
+@runtime_checkable
+class FindsHashes(Hashes, Protocol):
+    """A store that has to find out whether it can tell digests, which costs something: before it is asked
+    to, it has no `algorithms`."""
+
+    async def find_hashes(self) -> None:
+        """Find out, once. Raises nothing but what any use of the store would."""
         ...
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from fastsync.backend import Entry, ScanOptions, closing
+from fastsync.comparing import find_hashes
 from fastsync.copying import run_sync
 from fastsync.errors import FastsyncError, UsageError, worst_exit
 from fastsync.events import Item, Totals
@@ -154,6 +155,7 @@ async def run_check_manifest(
     async with Session(request) as session:
         store = await session.open(location)
         standing = await named(store)
+        await find_hashes(store)
         chosen = request.filter()
         slots = asyncio.Semaphore(_AT_ONCE)
 

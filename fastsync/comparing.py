@@ -10,6 +10,7 @@ from fastsync.backend import (
     Buffer,
     CopyJob,
     Entry,
+    FindsHashes,
     Hashes,
     Loaded,
     Proof,
@@ -30,6 +31,13 @@ def common_algorithm(source: Source, sink: Source) -> str | None:
     if offers(source, Hashes) and offers(sink, Hashes):
         return next((one for one in source.algorithms if one in sink.algorithms), None)
     return None
+
+
+async def find_hashes(*stores: Source) -> None:
+    """Have the stores find out what digests they can tell, before any is asked for."""
+    for store in stores:
+        if offers(store, FindsHashes):
+            await store.find_hashes()
 
 
 async def same_digest(

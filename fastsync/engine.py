@@ -231,7 +231,8 @@ class _Run:
         # A store that copies by itself has to read a file for its digest, too.
         knows_digests = common_algorithm(source, sink) is not None and not self.within
         reads_whole = offers(source, ReadsWhole) and offers(sink, ReadsWhole)
-        self.compares_whole = reads_whole and not knows_digests
+        is_slow = source.limits.slow_digests or sink.limits.slow_digests
+        self.compares_whole = reads_whole and (is_slow or not knows_digests)
 
     def close(self) -> None:
         self.deletes.close()

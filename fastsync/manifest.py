@@ -17,7 +17,7 @@ from typing import Final
 
 from fastsync.backend import Entry, Hashes, LocalFiles, Source, closing, offers
 from fastsync.engine import Work
-from fastsync.errors import UsageError, from_os_error
+from fastsync.errors import Unsupported, UsageError, from_os_error
 from fastsync.location import Location
 from fastsync.plan import PlanPage
 from fastsync.spool import Spool
@@ -31,7 +31,8 @@ _AT_ONCE: Final = 8
 async def digest_of(store: Source, entry: Entry) -> str:
     """The SHA-256 of exactly this version, told by the store or found by reading. Raises what it raises."""
     if offers(store, Hashes) and ALGORITHM in store.algorithms:
-        return await store.digest(entry, ALGORITHM)
+        with contextlib.suppress(Unsupported):  # of this very file
+            return await store.digest(entry, ALGORITHM)
     sums = hashlib.sha256()
     async with closing(store.read(entry, 0, None)) as buffers:
         async for buffer in buffers:

@@ -31,7 +31,7 @@ from fastsync.backend import (
     closing,
     offers,
 )
-from fastsync.comparing import common_algorithm
+from fastsync.comparing import common_algorithm, find_hashes
 from fastsync.engine import Budgets, Engine, Record, Work
 from fastsync.errors import (
     Conflict,
@@ -357,6 +357,8 @@ async def tree(
     write = write_options(settings, sink, source)
     standing = await _check_tree(source, sink, wild)
     backup = await backup_for(session, source, sink, top or target)
+    if settings.checksum:
+        await find_hashes(source, sink)
     chosen = await chosen_for(session, source)
     rules = rules_for(request, chosen, source, sink)
     read_options, sink_options = _scan_options(request, chosen, rules, source, sink)
@@ -491,6 +493,8 @@ async def file(session: Session, store: Source, target: Location) -> Work:
     address = source.address().rstrip("/")
     standing = await standing_for_file(sink, to, (address, name), session.request.settings)
     entry = (await store.stat("", follow=True))._replace(path=name)
+    if session.request.settings.checksum:
+        await find_hashes(source, sink)
     work = files(session.request, source, sink, [(entry, standing)], lambda _name: to)
     if standing is not None:
         work.backup = await backup_for(session, sink, sink, sink.location)
@@ -691,6 +695,8 @@ class Works:
                     top=self._target if self._into else None,
                 )
             else:
+                if self._request.settings.checksum:
+                    await find_hashes(part.source, part.sink)
                 rename = None if self._into else self._renamed
                 work = files(self._request, part.source, part.sink, part.files, rename)
                 top = self._target if self._into else part.sink.location

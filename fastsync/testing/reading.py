@@ -23,6 +23,7 @@ from fastsync.backend import (
     Backend,
     Describes,
     Downloads,
+    FindsHashes,
     Hashes,
     KeepsDirectories,
     LocalFiles,
@@ -403,6 +404,10 @@ class SourceConformance(ABC):
         content = noise(100_000)
         await self.put(source, "file", content)
         entry = await source.stat("file")
+        if isinstance(source, FindsHashes):
+            await source.find_hashes()
+            if not source.algorithms:
+                lacks(source, Hashes)
         assert source.algorithms
         for algorithm in source.algorithms:
             digest = hashlib.new(algorithm, content, usedforsecurity=False).hexdigest()

@@ -20,8 +20,10 @@ from fastsync.errors import (
     Stalled,
     Throttled,
     Transient,
+    Unsupported,
     UsageError,
 )
+from fastsync_sftp.hashes import COMMAND
 from fastsync_sftp.place import Place
 from fastsync_sftp.session import Known, Server, Session
 
@@ -99,6 +101,30 @@ def _ask(question: str) -> str | None:
         return getpass.getpass(question)
     except (EOFError, OSError):
         return None
+
+
+class _Shell:
+    """See `hashes.Shell`."""
+
+    def __init__(self, process: asyncssh.SSHClientProcess[bytes]) -> None:
+        self._process = process
+
+    def write(self, data: bytes) -> None:
+        try:
+            self._process.stdin.write(data)
+        except OSError:
+            return  # it is closed, and there will be no answer
+
+    async def readline(self) -> bytes:
+        import asyncssh
+
+        try:
+            return await self._process.stdout.readline()
+        except (asyncssh.Error, OSError):
+            return b""
+
+    def close(self) -> None:
+        self._process.close()
 
 
 # Called with the seconds that a round trip takes, or at least no less: what it took to get through.
@@ -318,6 +344,19 @@ class AsyncsshDialer:
         if isinstance(error, ValueError):
             return UsageError(str(error), where=where)
         return None
+
+    async def shell(self) -> _Shell:
+        """See `Dialer.shell`: a channel of a connection that is there."""
+        import asyncssh
+
+        for connection in self._connections.values():
+            try:
+                return _Shell(
+                    await connection.create_process(COMMAND, stderr=asyncssh.DEVNULL, encoding=None)
+                )
+            except (asyncssh.Error, OSError) as error:
+                raise Unsupported(f"the server gives no shell: {error}") from error
+        raise Transient("the connection was cut", where=str(self._place))
 
     async def hang_up(self, session: Session) -> None:
         """End a session's connection, the session being closed."""

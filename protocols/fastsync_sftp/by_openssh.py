@@ -12,7 +12,15 @@ from collections.abc import Callable
 from typing import IO, Final
 
 from fastsync.backend import Buffer
-from fastsync.errors import AccessRefused, FastsyncError, Throttled, Transient, UsageError
+from fastsync.errors import (
+    AccessRefused,
+    FastsyncError,
+    Throttled,
+    Transient,
+    Unsupported,
+    UsageError,
+)
+from fastsync_sftp.hashes import COMMAND
 from fastsync_sftp.place import Place
 from fastsync_sftp.session import Known, Session
 
@@ -129,6 +137,33 @@ class OpensshProcess:
         self._said.close()
 
 
+class _Shell:
+    """See `hashes.Shell`."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    def write(self, data: bytes) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(data)
+
+    async def readline(self) -> bytes:
+        assert self._process.stdout is not None
+        try:
+            return await self._process.stdout.readline()
+        except (OSError, ValueError):
+            return b""
+
+    def close(self) -> None:
+        if self._process.returncode is None:
+            self._process.terminate()
+
+    async def end(self) -> None:
+        """Close it, and wait until it is gone."""
+        self.close()
+        await self._process.wait()
+
+
 class OpensshDialer:
     """Starts processes for connections to one place."""
 
@@ -139,6 +174,7 @@ class OpensshDialer:
         self._ssh = ssh
         self._connect_timeout_s = connect_timeout_s
         self._processes: dict[Session, OpensshProcess] = {}
+        self._shells: list[_Shell] = []
 
     async def dial(self, session: Session, known: Known, reached: Callable[[float], None]) -> None:
         """Begin `session` over a new connection. Raises AccessRefused, UsageError, Transient. ssh does
@@ -182,6 +218,23 @@ class OpensshDialer:
                 raise Throttled(error.message, where=error.where) from error
             raise
 
+    async def shell(self) -> _Shell:
+        """See `Dialer.shell`: a process more."""
+        *argv, _, dashes, host, _ = command(self._place, self._ssh, self._connect_timeout_s)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *argv, dashes, host, COMMAND,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+                start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            raise Unsupported(f"ssh cannot be started: {error.strerror}") from error
+        shell = _Shell(process)
+        self._shells.append(shell)
+        return shell
+
     async def hang_up(self, session: Session) -> None:
         """End a session's process, the session being closed."""
         run = self._processes.pop(session, None)
@@ -189,7 +242,10 @@ class OpensshDialer:
             await run.end()
 
     async def aclose(self) -> None:
-        """There is nothing but the processes of sessions."""
+        """End the shells; the processes of sessions go with them."""
+        shells, self._shells = self._shells, []
+        for shell in shells:
+            await shell.end()
 
 
 def command(place: Place, ssh: str, connect_timeout_s: float) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol, TypeVar
 from fastsync.errors import AccessRefused, FastsyncError, Throttled, Transient, UsageError
 from fastsync_sftp.bulk import OrderedReading, RemoteFile, Spreader, Transfer
 from fastsync_sftp.disk import Disk
+from fastsync_sftp.hashes import RemoteHashes, Shell
 from fastsync_sftp.place import Place
 from fastsync_sftp.scripts import Dispatcher, Written, run
 from fastsync_sftp.session import Known, Server, Session
@@ -45,6 +46,10 @@ class Dialer(Protocol):
     ) -> None: ...
 
     async def hang_up(self, session: Session) -> None: ...
+
+    async def shell(self) -> Shell:
+        """A ``sh`` at the server, for whoever closes it. Raises Unsupported, Transient."""
+        ...
 
     async def aclose(self) -> None: ...
 
@@ -80,6 +85,11 @@ class Pool:
         self._closing: set[asyncio.Task[None]] = set()
         self._is_closed = False
         self.extensions: Mapping[bytes, bytes] = {}
+        self.hashes = RemoteHashes(self._shell, self.lacks)
+
+    async def _shell(self) -> Shell:
+        await self.session()
+        return await self._first.shell()
 
     def allow(self, streams: int) -> None:
         """A store more that may use so many streams."""
@@ -278,6 +288,7 @@ class Pool:
     async def aclose(self) -> None:
         """Hang up everywhere. Idempotent."""
         self._is_closed = True
+        await self.hashes.aclose()
         tasks: list[asyncio.Task[Any]] = [
             task for task in (self._dialing, self._growing) if task is not None
         ]

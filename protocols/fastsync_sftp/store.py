@@ -80,7 +80,7 @@ class _Open:
 class SftpStore:
     """A directory at a server, which need not exist before the first write."""
 
-    limits: Final = Limits(mtime_step_ns=1_000_000_000, mode_mask=0o7777)
+    limits: Final = Limits(mtime_step_ns=1_000_000_000, mode_mask=0o7777, slow_digests=True)
 
     def __init__(
         self, pool: Pool, location: Location, options: StoreOptions, root: bytes, real: bytes
@@ -288,6 +288,33 @@ class SftpStore:
         if isinstance(answer, FastsyncError):
             answer.at(self.where(path))
         return answer
+
+    # -- digests -------------------------------------------------------------------------------------
+
+    @property
+    def algorithms(self) -> tuple[str, ...]:
+        """See `Hashes.algorithms`."""
+        return self.pool.hashes.algorithms
+
+    async def find_hashes(self) -> None:
+        """See `FindsHashes.find_hashes`."""
+        await self.pool.hashes.find()
+
+    async def digest(self, entry: Entry, algorithm: str) -> str:
+        """See `Hashes.digest`."""
+        opened = await self._opened(entry)  # which proves that it is the file that was listed
+        path = join(self.root, entry.path)
+        look = packets.on_path(opened.file.look, path)
+        try:
+            try:
+                return await self.pool.hashes.digest(path, entry.size or 0, algorithm)
+            finally:
+                must_be_version(entry, await (await self.pool.session()).call(look))
+        except FastsyncError as error:
+            error.at(self.where(entry.path))
+            raise
+        finally:
+            self._release(opened)
 
     # -- writing -------------------------------------------------------------------------------------
 

@@ -8,9 +8,10 @@ from collections.abc import Callable
 import pytest
 
 from fastsync.backend import StoreOptions
-from fastsync.errors import Stalled, Transient
+from fastsync.errors import Stalled, Transient, Unsupported
 from fastsync.location import parse
 from fastsync_sftp.bulk import RemoteFile, Spreader, Writing, from_memory
+from fastsync_sftp.hashes import Shell
 from fastsync_sftp.place import place_of
 from fastsync_sftp.pool import Pool
 from fastsync_sftp.session import Known, Session
@@ -31,6 +32,9 @@ class FarAway:
         session.rtt_s = 0.1
         reached(0.1)
         await asyncio.sleep(0.01)
+
+    async def shell(self) -> Shell:
+        raise Unsupported("there is none")
 
     async def hang_up(self, session: Session) -> None:
         """Nothing is held."""
