@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import json
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -41,6 +44,41 @@ class Left(NamedTuple):
         except (ValueError, TypeError, AttributeError) as error:
             raise UsageError("not the ticket of a file at an SFTP server") from error
         return left
+
+
+# A hole that is shorter is sent: a request less, and a piece less to keep account of.
+_HOLE: Final = 64 << 10
+_PIECES: Final = 64
+
+
+def data_in(fd: int, start: int, stop: int) -> list[tuple[int, int]]:
+    """What of a range is no hole. Its last byte counts as data, so that the file at the server is never
+    shorter than what was written of it, whatever that makes of attributes."""
+    pieces: list[tuple[int, int]] = []
+    position = start
+    try:
+        if os.fstat(fd).st_size < stop:
+            return [(start, stop)]  # it became shorter, which is noticed when it is read
+        while position < stop:
+            try:
+                low = min(os.lseek(fd, position, os.SEEK_DATA), stop - 1)
+            except OSError as error:
+                if error.errno != errno.ENXIO:  # no data to the end of the file
+                    raise
+                low = stop - 1
+            high = min(os.lseek(fd, low, os.SEEK_HOLE), stop)
+            high = max(high, low + 1)
+            if pieces and low - pieces[-1][1] < _HOLE:
+                low = pieces.pop()[0]
+            elif not pieces and low - start < _HOLE:
+                low = start
+            pieces.append((low, high))
+            position = high
+    except OSError:
+        return [(start, stop)]  # a file system that does not tell
+    if pieces[-1][1] < stop:
+        pieces.append((stop - 1, stop))
+    return pieces if len(pieces) <= _PIECES else [(start, stop)]
 
 
 class SftpUpload:
@@ -96,7 +134,20 @@ class SftpUpload:
 
     async def write_from_file(self, start: int, stop: int, fd: int, progress: Progress) -> None:
         """See `WritesFromFile.write_from_file`."""
-        await self._carry(start, stop, from_file(self._pool.disk, fd), progress)
+        fetch = from_file(self._pool.disk, fd)
+        pieces = [(start, stop)]
+        if self._options.sparse and not self._options.inplace:
+            pieces = await asyncio.to_thread(data_in, fd, start, stop)
+        if pieces == [(start, stop)]:
+            await self._carry(start, stop, fetch, progress)
+            return
+        carrying = (self._carry(*piece, fetch, lambda _: None) for piece in pieces)
+        # To the end of all, whatever becomes of one: they read from the descriptor.
+        for error in await asyncio.gather(*carrying, return_exceptions=True):
+            if error is not None:
+                raise error
+        self._cover(start, stop)
+        progress(stop - start)
 
     async def _carry(
         self,

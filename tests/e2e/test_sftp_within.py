@@ -108,3 +108,20 @@ def test_hard_links_stay_together(
     assert wire.passed < 2 * SIZE
     assert (there / "two").read_bytes() == (source / "one").read_bytes()
     assert len(list(there.iterdir())) == 2
+
+
+def test_holes_are_not_sent(
+    fastsync: Fastsync, sshd: Sshd, wire: FaultProxy, flags: list[str], tmp_path: Path
+) -> None:
+    """Nor made up for on the server's disk; and the file is never short, though it ends in a hole."""
+    with (tmp_path / "src").open("wb") as file:
+        os.pwrite(file.fileno(), b"begin", 0)
+        os.pwrite(file.fileno(), os.urandom(100_000), 20_000_000)
+        os.ftruncate(file.fileno(), size := 48_000_001)
+    there = tmp_path / "there"
+    url = f"sftp://{sshd.user}@127.0.0.1:{wire.port}{there}"
+    assert fastsync("cp", "--sparse", "--chunk-size", "7M", *flags, "src", url) == (0, "", "")
+    assert wire.passed < 2_000_000
+    assert there.read_bytes() == (tmp_path / "src").read_bytes()
+    assert there.stat().st_size == size
+    assert there.stat().st_blocks * 512 < size // 4
