@@ -15,7 +15,7 @@ from fastsync.copying import run_sync
 from fastsync.errors import FastsyncError, UsageError, worst_exit
 from fastsync.events import Item, Totals
 from fastsync.manifest import ALGORITHM, digest_of, read_manifest
-from fastsync.session import Place, Request, Session, located, named
+from fastsync.session import Place, Request, Session, located, named, whole
 from fastsync.values import MaxDelete
 
 # As rclone's --combined: the same, only in the source, only in the destination, different, an error.
@@ -182,7 +182,7 @@ async def run_check_manifest(
             found(await judge(next(iter(expected)), entry))
         else:
             options = ScanOptions(prune=None if chosen.is_empty else chosen.prune)
-            async with closing(store.scan(options)) as pages:
+            async with closing(whole(store.scan(options), store)) as pages:
                 async for entries, faults in pages:
                     for fault in faults:
                         found(Finding("!", fault.path, fault.error.message, fault.error))

@@ -17,7 +17,7 @@ from fastsync.errors import (
 )
 from fastsync.events import Totals
 from fastsync.location import Location
-from fastsync.session import Place, Request, Session, all_located, located, named
+from fastsync.session import Place, Request, Session, all_located, located, named, untrusted
 from fastsync.settings import Settings
 from fastsync.tally import Summary
 from fastsync.wildcards import find
@@ -30,7 +30,6 @@ from fastsync.works import (
     is_directory,
     refuse_list,
     tree,
-    untrusted,
 )
 
 if TYPE_CHECKING:

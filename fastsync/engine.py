@@ -59,12 +59,13 @@ from fastsync.errors import (
     FastsyncError,
     NotFound,
     Overtaken,
+    Throttled,
     Vanished,
 )
 from fastsync.events import Observer, Operation
 from fastsync.location import Location
 from fastsync.pace import Pace
-from fastsync.patience import Call, backoff, patiently
+from fastsync.patience import Call, Patience, patiently
 from fastsync.plan import Action, DeleteGate, PlanPage, Step, forbid_deletes
 from fastsync.resuming import UploadLog
 from fastsync.spool import Spool
@@ -767,7 +768,7 @@ class Engine:
             else:
                 self._failed(run, action, error)
                 last = error
-                unlucky += error.transient
+                unlucky = max(unlucky + error.transient, _bad_luck(error))
 
         is_fresh = False
         actions = await self._backed_up(run, actions)
@@ -843,7 +844,7 @@ class Engine:
     async def _copy_one(self, run: _Run, action: Action) -> None:
         """One file by itself, with its retries: a fresh look after a change, patience for the rest."""
         relisted = False
-        attempt = 0
+        patience = Patience(self._may_retry)
         while self._fatal is None:
             try:
                 with self._current(action):
@@ -859,12 +860,13 @@ class Engine:
                     return
                 action = fresh
             except FastsyncError as error:
-                if not error.transient or error.is_final or not self._may_retry(attempt):
+                is_over = not error.transient or error.is_final
+                pause = None if is_over else patience.pause([error])
+                if pause is None:
                     self._failed(run, action, error)
-                    self._learn(0, error.transient, error)
+                    self._learn(0, _bad_luck(error), error)
                     return
-                await asyncio.sleep(backoff(attempt, error))
-                attempt += 1
+                await asyncio.sleep(pause)
 
     def _learn(self, copied: int, unlucky: int, error: FastsyncError | None) -> None:
         """What a call came to: when there has been nothing but bad luck for long, enough is enough."""
@@ -1015,6 +1017,11 @@ class Engine:
         if isinstance(error, (DestinationFull, AccessRefused)):
             # Every further item would fail the same way; what is under way may still end well.
             self._fatal = self._fatal or error
+
+
+def _bad_luck(error: FastsyncError) -> int:
+    """How much a failure says of the ones to come: much, if a server has asked for patience all the time."""
+    return HOPELESS // 4 if isinstance(error, Throttled) else int(error.transient)
 
 
 def _not_saved(error: FastsyncError) -> FastsyncError:

@@ -17,9 +17,9 @@ from fastsync.backend import (
     closing,
     offers,
 )
-from fastsync.errors import Conflict, ListingError, NotFound, UsageError
+from fastsync.errors import Conflict, FastsyncError, ListingError, NotFound, UsageError
 from fastsync.location import Location
-from fastsync.session import Place, Request, Session, located, missing
+from fastsync.session import Place, Request, Session, located, missing, untrusted, whole
 from fastsync.wildcards import Wildcard, find, something
 
 
@@ -38,6 +38,14 @@ async def _standing(store: Source, path: str, *, follow: bool) -> Entry:
         raise missing(error, where) from error
 
 
+async def _top(store: Source) -> Entry:
+    """What is to be listed."""
+    try:
+        return await _standing(store, "", follow=True)
+    except FastsyncError as error:
+        raise untrusted(error, store) from error
+
+
 def _scan_options(request: Request, *, recursive: bool, owner: bool = False) -> ScanOptions:
     chosen = request.filter()
     return ScanOptions(
@@ -50,8 +58,8 @@ def _scan_options(request: Request, *, recursive: bool, owner: bool = False) -> 
 
 def _listed(store: Source, wild: Wildcard | None, options: ScanOptions) -> AsyncIterator[Page]:
     if wild is None:
-        return store.scan(options)
-    return something(wild.scan(store, options), f"{wild.base}{wild.pattern}")
+        return whole(store.scan(options), store)
+    return something(whole(wild.scan(store, options), store), f"{wild.base}{wild.pattern}")
 
 
 async def run_ls(
@@ -66,7 +74,7 @@ async def run_ls(
         top = location if wild is None else wild.base
         store = await session.open(top, follow=request.settings.links == "follow")
         if wild is None:
-            standing = await _standing(store, "", follow=True)
+            standing = await _top(store)
             if standing.kind != "dir" or directory:
                 yield Page([standing._replace(path=location.name or location.path)])
                 return
@@ -158,7 +166,7 @@ async def run_du(place: Place, request: Request, levels: int = 0) -> AsyncIterat
         top = location if wild is None else wild.base
         store = await session.open(top, follow=request.settings.links == "follow")
         if wild is None:
-            standing = await _standing(store, "", follow=True)
+            standing = await _top(store)
             if standing.kind != "dir":
                 yield Usage("", 1, standing.size or 0)
                 return

@@ -169,9 +169,12 @@ async def _remove_sources(
         for number, moved in enumerate(done):
             sink = as_sink(moved.source)
             look = _Look(moved, request, tally)
-            async with closing(look.unchanged(works.list_again(number))) as batches:
-                async for batch in batches:
-                    await remover.submit(sink, batch)
+            try:
+                async with closing(look.unchanged(works.list_again(number))) as batches:
+                    async for batch in batches:
+                        await remover.submit(sink, batch)
+            except FastsyncError as error:
+                tally.failed("scan", "", moved.source.location, None, error)
         await remover.drain()
         for location in works.directories:
             await _remove_directories(session, location, remover)

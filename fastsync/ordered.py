@@ -43,7 +43,7 @@ from fastsync.errors import (
 )
 from fastsync.events import Totals
 from fastsync.location import Location
-from fastsync.patience import backoff
+from fastsync.patience import Patience
 from fastsync.session import Place, Request, Session, all_located, named
 from fastsync.settings import Settings
 from fastsync.streams import Output, StandardInput
@@ -438,16 +438,21 @@ class _Cat:
     async def _patiently(self, call: Callable[[int], Awaitable[R]]) -> R:
         """`call`, given the number of the attempt, until it ends in anything but a passing error."""
         attempt = 0
+        patience = Patience(self._may_retry)
         while True:
             try:
                 return await call(attempt)
             except FastsyncError as error:
-                if not error.transient or error.is_final or attempt >= self._retries:
+                is_over = not error.transient or error.is_final
+                pause = None if is_over else patience.pause([error])
+                if pause is None:
                     raise
-                pause = min(backoff(attempt, error), LONGEST_BACKOFF_S)
-            self.totals.retries += 1
-            await asyncio.sleep(pause)
+            await asyncio.sleep(min(pause, LONGEST_BACKOFF_S))
             attempt += 1
+
+    def _may_retry(self, attempt: int) -> bool:
+        self.totals.retries += attempt < self._retries
+        return attempt < self._retries
 
 
 def _checking(download: Download, fd: int | None) -> Callable[[], Awaitable[None]]:

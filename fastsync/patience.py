@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeAlias, TypeVar
 
-from fastsync.errors import FastsyncError, Transient
+from fastsync.errors import FastsyncError, Throttled, Transient
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -17,6 +18,47 @@ Call: TypeAlias = Callable[[Sequence[T]], Awaitable[Sequence[FastsyncError | Non
 
 FIRST_BACKOFF_S: Final = 0.1
 LONGEST_BACKOFF_S: Final = 30.0
+# How long, and how often, a server may ask for patience in a row before that counts as any other failure.
+THROTTLED_S: Final = 60.0
+THROTTLED_TRIES: Final = 20
+LONGEST_THROTTLED_S: Final = 5.0
+
+
+class Patience:
+    """How often one thing is tried again, and after which pause.
+
+    `may_retry`, asked with the number of the attempt, from 0, decides. A server that asks for patience gets
+    it for longer: THROTTLED_S since it last did something for us, or so many tries, and none of them counts.
+    """
+
+    def __init__(self, may_retry: Callable[[int], bool]) -> None:
+        self._may_retry = may_retry
+        self._attempt = 0
+        self._tries = 0
+        self._asked_for = 0
+        self._until: float | None = None
+
+    def went_well(self) -> None:
+        """A part of it did."""
+        self._until = None
+        self._asked_for = self._tries = 0
+
+    def pause(self, errors: Sequence[FastsyncError]) -> float | None:
+        """Seconds to wait before the next try after these passing errors; None for no more."""
+        if all(isinstance(error, Throttled) for error in errors):
+            now = time.monotonic()
+            if self._until is None:
+                self._until = now + THROTTLED_S
+            is_free = now < self._until and self._asked_for < THROTTLED_TRIES
+            self._asked_for += 1
+        else:
+            is_free = False
+        if not self._may_retry(0 if is_free else self._attempt):
+            return None
+        self._attempt += not is_free
+        pause = max(backoff(self._tries, error) for error in errors)
+        self._tries += 1
+        return pause
 
 
 async def patiently(
@@ -27,50 +69,63 @@ async def patiently(
     failed: Callable[[T, FastsyncError], None],
     may_retry: Callable[[int], bool],
 ) -> None:
-    """Make the call, and again for items that failed for a passing reason, while `may_retry` of the
-    number of the attempt, from 0, says so. `done` and `failed` hear of each item once.
+    """Make the call, and again for items that failed for a passing reason, while `Patience` lasts. `done` and
+    `failed` hear of each item once.
 
-    A call that fails as a whole fails for each of its items.
+    A call that fails as a whole fails for each of its items. A server that asks for patience for all of them
+    is asked for fewer, so that a storm of requests does not follow upon each pause.
     """
-    attempt = 0
-    while True:
+    patience = Patience(may_retry)
+    waiting: Sequence[T] = items
+    width = len(items)
+    while waiting:
+        some, rest = waiting[:width], waiting[width:]
         try:
-            answers = await call(items)
+            answers = await call(some)
         except FastsyncError as error:
-            answers = [copy.copy(error) for _ in items]  # each gets a place of its own
-        passing = [answer for answer in answers if answer is not None and answer.transient]
-        is_again = bool(passing) and may_retry(attempt)
-        again: list[T] = []
-        done([item for item, answer in zip(items, answers, strict=True) if answer is None])
-        for item, answer in zip(items, answers, strict=True):
-            if answer is not None:
-                if is_again and answer.transient:
-                    again.append(item)
-                else:
-                    failed(item, answer)
+            answers = [copy.copy(error) for _ in some]  # each gets a place of its own
+        good = [item for item, answer in zip(some, answers, strict=True) if answer is None]
+        done(good)
+        again: list[tuple[T, FastsyncError]] = []
+        for item, answer in zip(some, answers, strict=True):
+            if answer is not None and answer.transient:
+                again.append((item, answer))
+            elif answer is not None:
+                failed(item, answer)
+        if good:
+            patience.went_well()
         if not again:
+            waiting, width = rest, len(rest)
+            continue
+        errors = [error for _, error in again]
+        pause = patience.pause(errors)
+        if pause is None:
+            for item, last in again:
+                failed(item, last)
+            for item in rest:
+                failed(item, copy.copy(errors[-1]))
             return
-        items = again
-        await asyncio.sleep(max(backoff(attempt, answer) for answer in passing))
-        attempt += 1
+        waiting = [*(item for item, _ in again), *rest]
+        is_busy = not good and all(isinstance(error, Throttled) for error in errors)
+        width = max(1, len(some) // 4) if is_busy else len(waiting)
+        await asyncio.sleep(pause)
 
 
 async def persistently(call: Callable[[], Awaitable[R]], may_retry: Callable[[int], bool]) -> R:
-    """Make one call until it ends in anything but a passing error, or `may_retry` says no; then the
-    error is final."""
-    attempt = 0
+    """Make one call until it ends in anything but a passing error, or `Patience` is over; then the error is
+    final."""
+    patience = Patience(may_retry)
     while True:
         try:
             return await call()
         except FastsyncError as error:
             if not error.transient or error.is_final:
                 raise
-            if not may_retry(attempt):
+            pause = patience.pause([error])
+            if pause is None:
                 error.is_final = True
                 raise
-            pause = backoff(attempt, error)
         await asyncio.sleep(pause)
-        attempt += 1
 
 
 def backoff(attempt: int, error: FastsyncError) -> float:
@@ -79,5 +134,6 @@ def backoff(attempt: int, error: FastsyncError) -> float:
         return min(error.retry_after_s, 60.0)
     import random  # 1 ms, for what seldom happens
 
-    longest: float = min(FIRST_BACKOFF_S * 2.0**attempt, LONGEST_BACKOFF_S)
+    limit = LONGEST_THROTTLED_S if isinstance(error, Throttled) else LONGEST_BACKOFF_S
+    longest: float = min(FIRST_BACKOFF_S * 2.0**attempt, limit)
     return random.uniform(0.5, 1.0) * longest

@@ -17,7 +17,16 @@ from fastsync.errors import Conflict, FastsyncError, Missing, NotFound, UsageErr
 from fastsync.events import Item
 from fastsync.location import Location
 from fastsync.patience import patiently
-from fastsync.session import Place, Request, Session, all_located, as_sink, missing
+from fastsync.session import (
+    Place,
+    Request,
+    Session,
+    all_located,
+    as_sink,
+    missing,
+    untrusted,
+    whole,
+)
 from fastsync.spool import Spool
 from fastsync.tally import Summary, Tally
 from fastsync.wildcards import Wildcard, find, something
@@ -172,6 +181,8 @@ async def _target(session: Session, location: Location) -> _Target:
         entry = await above.stat(tail)
     except (NotFound, Conflict) as error:
         raise missing(error, where) from error
+    except FastsyncError as error:
+        raise (untrusted(error, above) if request.settings.recursive else error) from error
     if location.is_directory_like and entry.kind == "link":
         raise UsageError("it is a link", where=where, hint="leave out the slash to remove it")
     if entry.kind == "dir" or location.is_directory_like:
@@ -207,9 +218,9 @@ async def _remove(target: _Target, request: Request, remover: Remover) -> None:
         prune=None if chosen.is_empty else chosen.prune,
         missing_ok=target.wild is None,  # somebody else was faster
     )
-    pages = sink.scan(options)
+    pages = whole(sink.scan(options), sink)
     if target.wild is not None:
-        pages = target.wild.scan(sink, options, needs_recursion=True)
+        pages = whole(target.wild.scan(sink, options, needs_recursion=True), sink)
         if not request.settings.ignore_missing_args:
             pages = something(pages, f"{sink.location}{target.wild.pattern}")
     directories: Spool[Entry] = Spool()

@@ -5,18 +5,21 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from fastsync.backend import Backend, Entry, Sink, Source, StoreOptions
+from fastsync.backend import Backend, Entry, Fault, Page, Sink, Source, StoreOptions, closing
 from fastsync.budget import Budget
 from fastsync.errors import (
     Conflict,
     FastsyncError,
+    IntegrityError,
     ListingError,
     Missing,
     NotFound,
+    PermissionRefused,
+    Transient,
     Unsupported,
     UsageError,
 )
@@ -59,6 +62,40 @@ async def named(store: Source) -> Entry:
             "it is a device, a pipe or a socket, and those are not copied", where=where
         )
     return entry
+
+
+def untrusted(error: FastsyncError, store: Source) -> FastsyncError:
+    """What the failure of a look at a place means for whoever has to know all of it."""
+    if not isinstance(error, (Transient, IntegrityError, PermissionRefused, NotFound)):
+        return error
+    found = ListingError(
+        f"{error.message}, so its listing is incomplete",
+        where=error.where or str(store.location),
+        hint=error.hint,
+    )
+    found.__cause__ = error
+    return found
+
+
+def _hiding(fault: Fault, store: Source) -> Fault:
+    # A link that leads nowhere hides nothing but itself.
+    is_item = isinstance(fault.error, NotFound)
+    return fault if is_item else Fault(fault.path, untrusted(fault.error, store))
+
+
+async def whole(pages: AsyncIterator[Page], store: Source) -> AsyncIterator[Page]:
+    """A listing that is worth nothing unless it comes to its end. Raises ListingError for one that does not,
+    or of which nothing could be read, whatever the protocol calls that; a fault is one for what it hides."""
+    try:
+        async with closing(pages) as listed:
+            async for page in listed:
+                if page.faults:
+                    page = Page(page.entries, [_hiding(fault, store) for fault in page.faults])
+                    if page.faults[0].path == "":
+                        raise page.faults[0].error
+                yield page
+    except FastsyncError as error:
+        raise untrusted(error, store) from error
 
 
 def located(place: Place) -> Location:

@@ -36,18 +36,15 @@ from fastsync.engine import Budgets, Engine, Record, Work
 from fastsync.errors import (
     Conflict,
     FastsyncError,
-    IntegrityError,
-    ListingError,
     NotFound,
     PermissionRefused,
-    Transient,
     UsageError,
 )
 from fastsync.filters import Chooser, Filter
 from fastsync.location import Location
 from fastsync.names import path_key
 from fastsync.plan import Comparison, DeleteGate, PlanPage, Rules, Step, plan
-from fastsync.session import Request, Session, located, named
+from fastsync.session import Request, Session, located, named, untrusted, whole
 from fastsync.settings import Settings
 from fastsync.wildcards import Wildcard, find, something
 
@@ -324,7 +321,10 @@ async def standing_for_file(
 async def _check_tree(source: Source, sink: Source, wild: Wildcard | None = None) -> Entry | None:
     """What stands where a tree should go. Raises UsageError if it cannot go there."""
     refuse_overlap(source, sink, wild)
-    standing = await standing_at(sink)
+    try:
+        standing = await standing_at(sink)
+    except FastsyncError as error:
+        raise untrusted(error, sink) from error
     if standing is not None and standing.kind != "dir":
         raise _in_the_way(sink.location)
     return standing
@@ -374,10 +374,10 @@ async def tree(
         missing = request.observer.note if settings.ignore_missing_args else None
         ours = session.files.met(ours, source, missing)
     if is_sync:
-        ours, theirs = _whole(ours, source), _whole(theirs, sink)
+        ours, theirs = whole(ours, source), whole(theirs, sink)
     else:
         rules = dataclasses.replace(rules, delete=False, conflict_hint=None)
-        ours = _or_fault(ours)
+        ours = _or_fault(ours, source)
     if root is None and wild is None:
         root = await source.stat("", follow=True)
     is_new = root is not None and standing is None and isinstance(sink, KeepsDirectories)
@@ -421,33 +421,10 @@ def _settled(rules: Rules) -> Decide:
     return lambda entry, old: rules.decide(entry, old, is_settled=True)
 
 
-def untrusted(error: FastsyncError, store: Source) -> FastsyncError:
-    """What the failure of a look at a place means for whoever has to know all of it."""
-    if not isinstance(error, (Transient, IntegrityError, PermissionRefused, NotFound)):
-        return error
-    found = ListingError(
-        f"{error.message}, so its listing is incomplete",
-        where=error.where or str(store.location),
-        hint=error.hint,
-    )
-    found.__cause__ = error
-    return found
-
-
-async def _whole(pages: AsyncIterator[Page], store: Source) -> AsyncIterator[Page]:
-    """A listing that is worth nothing unless it comes to its end."""
-    try:
-        async with closing(pages) as listed:
-            async for page in listed:
-                yield page
-    except FastsyncError as error:
-        raise untrusted(error, store) from error
-
-
-async def _or_fault(pages: AsyncIterator[Page]) -> AsyncIterator[Page]:
+async def _or_fault(pages: AsyncIterator[Page], store: Source) -> AsyncIterator[Page]:
     """A listing of which a failure is no more than an entry that is missing: others may do better."""
     try:
-        async for page in pages:
+        async for page in whole(pages, store):
             yield page
     except FastsyncError as error:
         yield Page([], [Fault("", error)])
@@ -594,9 +571,10 @@ class Works:
             prune=None if chosen.is_empty else chosen.prune,
             missing_ok=True,
         )
-        return (
-            part.source.scan(options) if part.wild is None else part.wild.scan(part.source, options)
-        )
+        pages = part.source.scan(options)
+        if part.wild is not None:
+            pages = part.wild.scan(part.source, options)
+        return whole(pages, part.source)
 
     def _wild(self, location: Location) -> Wildcard | None:
         return None if self._request.settings.raw else find(location)
@@ -609,7 +587,10 @@ class Works:
             await self._add_wild(wild)
             return
         store = await session.open(location, follow=settings.links == "follow")
-        entry = await named(store)
+        try:
+            entry = await named(store)
+        except FastsyncError as error:
+            raise (untrusted(error, store) if settings.recursive else error) from error
         place = into(self._target, location) if self._into else self._target
         if entry.kind != "dir":
             refuse_list(session, location)

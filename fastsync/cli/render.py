@@ -138,10 +138,10 @@ def summary_lines(summary: Summary, *, human: bool) -> list[str]:
     speed = totals.bytes_copied / 1e6 / summary.duration_s if summary.duration_s else 0.0
     lines = [
         f"Copied: {totals.files_copied} files, {size(totals.bytes_copied)}",
-        f"Verified: {totals.files_verified} files, unverified: {totals.files_unverified} files",
         f"Skipped: {totals.files_skipped} files (already exist)",
         f"Deleted: {totals.deleted} files",
         f"Failed: {totals.failed} files",
+        f"Verified: {totals.files_verified} files, unverified: {totals.files_unverified} files",
         f"Total time: {summary.duration_s:.2f} s",
         f"Average speed: {speed:.2f} MB/s",
     ]

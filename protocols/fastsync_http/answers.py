@@ -23,7 +23,7 @@ from fastsync_http.digests import Expected, announced
 _CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 _UNSATISFIED: Final = re.compile(r"bytes \*/([0-9]{1,18})")
 # Answers that may be another tomorrow (RFC 9110, 15).
-_PASSING: Final = (408, 425, 500, 502, 503, 504)
+_PASSING: Final = (408, 425, 500, 502, 504)
 
 
 class HeaderLines(Protocol):
@@ -167,7 +167,7 @@ def error_of(status: int, headers: HeaderLines, where: str) -> FastsyncError:
         return NotFound(f"there is no such file: {said}", where=where)
     if status in (412, 416):
         return Changed(f"it is no longer what was listed: {said}", where=where)
-    if status == 429 or (status == 503 and headers.get("retry-after") is not None):
+    if status in (429, 503):
         return Throttled(
             f"the server asks for patience: {said}",
             where=where,

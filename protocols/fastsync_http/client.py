@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, TypeVar
 
 from fastsync.backend import StoreOptions
-from fastsync.errors import FastsyncError, IntegrityError, PermissionRefused, Transient
+from fastsync.errors import FastsyncError, IntegrityError, PermissionRefused, Throttled, Transient
 from fastsync.wire import MAX_BODY, Origin, Outgoing, Reply, Wire, WireOptions
 from fastsync_http.answers import Representation, content_range, describe, error_of
 from fastsync_http.identity import Identity
@@ -26,6 +26,10 @@ T = TypeVar("T")
 _IDLE_S: Final = 30.0
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 20.0
+# A server that asks for patience gets more of it, as in `fastsync.patience`: about a minute.
+_ASKED_TIMES: Final = 4
+_ASKED_FOR_S: Final = 60.0
+_LONGEST_ASKED_S: Final = 5.0
 # Servers that connections are kept to; redirects may lead to many.
 _MAX_WIRES: Final = 32
 # The rest of an answer that is read so that its connection can be used again.
@@ -166,14 +170,17 @@ class Client:
             try:
                 return await call()
             except Transient as error:
-                if attempt >= self._options.retries:
+                told, retries = error.retry_after_s, self._options.retries
+                is_asked = isinstance(error, Throttled)
+                is_asked = is_asked and (told is None or attempt * told <= _ASKED_FOR_S)
+                if attempt >= (_ASKED_TIMES * retries if is_asked else retries):
                     raise
-                pause = min(_FIRST_PAUSE_S * 2.0**attempt, _LONGEST_PAUSE_S)
                 import random  # with what it needs 2 ms, for what seldom happens
 
-                pause *= random.uniform(0.5, 1.0)
-                if error.retry_after_s is not None:
-                    pause = min(error.retry_after_s, 60.0)
+                limit = _LONGEST_ASKED_S if is_asked else _LONGEST_PAUSE_S
+                pause = random.uniform(0.5, 1.0) * min(_FIRST_PAUSE_S * 2.0**attempt, limit)
+                if told is not None:
+                    pause = min(told, 60.0)
             await asyncio.sleep(pause)
             attempt += 1
 

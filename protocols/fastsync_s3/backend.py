@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 20.0
+# A server that asks for patience gets more of it, as in `fastsync.patience`: about a minute.
+_ASKED_TIMES: Final = 4
+_ASKED_FOR_S: Final = 60.0
+_LONGEST_ASKED_S: Final = 5.0
 
 
 class S3Backend:
@@ -90,11 +94,15 @@ def _retry(retries: int) -> Repeat:
     """How long to wait before a request is made again that nobody else would make again."""
 
     def pause(attempt: int, error: FastsyncError) -> float | None:
-        if not error.transient or attempt >= retries:
+        if not isinstance(error, Transient):
             return None
-        if isinstance(error, Throttled | Transient) and error.retry_after_s is not None:
-            return min(error.retry_after_s, 60.0)
-        longest = min(_FIRST_PAUSE_S * 2.0**attempt, _LONGEST_PAUSE_S)
-        return random.uniform(0.5, 1.0) * longest
+        told = error.retry_after_s
+        is_asked = isinstance(error, Throttled) and (told is None or attempt * told <= _ASKED_FOR_S)
+        if attempt >= (_ASKED_TIMES * retries if is_asked else retries):
+            return None
+        if told is not None:
+            return min(told, 60.0)
+        limit = _LONGEST_ASKED_S if is_asked else _LONGEST_PAUSE_S
+        return random.uniform(0.5, 1.0) * min(_FIRST_PAUSE_S * 2.0**attempt, limit)
 
     return pause

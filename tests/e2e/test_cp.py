@@ -290,7 +290,8 @@ def test_a_source_that_cannot_be_read(
     # A source in a closed directory, a closed file, a closed directory: the others are copied.
     for number, closed in enumerate(("locked/a", "b", "locked", "locked/")):
         done = fastsync("cp", "-R", closed, "c", "dir", f"to{number}/", under=unprivileged)
-        assert done.code == 1
+        # A directory that cannot be listed, or looked into, hides who knows what.
+        assert done.code == (1 if closed == "b" else 3)
         assert f"{closed}: permission denied" in done.stderr
         assert (tmp_path / f"to{number}/c").read_text() == "c"
         assert (tmp_path / f"to{number}/dir/d").read_text() == "d"

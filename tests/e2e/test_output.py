@@ -32,10 +32,10 @@ TREE: Spec = {
 
 SUMMARY = re.compile(
     r"""Copied: (?P<copied>\d+) files, (?P<size>[\d.]+ \w+)
-Verified: (?P<verified>\d+) files, unverified: (?P<unverified>\d+) files
 Skipped: (?P<skipped>\d+) files \(already exist\)
 Deleted: (?P<deleted>\d+) files
 Failed: (?P<failed>\d+) files
+Verified: (?P<verified>\d+) files, unverified: (?P<unverified>\d+) files
 Total time: (?P<time>[\d.]+) s
 Average speed: (?P<speed>[\d.]+) MB/s
 Compared by: (?P<comparison>[^\n]+)

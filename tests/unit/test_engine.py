@@ -531,25 +531,70 @@ async def test_patience_has_an_end(world: World, retries: int) -> None:
 async def test_what_the_server_asks_for(
     world: World, monkeypatch: pytest.MonkeyPatch, retry_after_s: float
 ) -> None:
-    """It is waited for, once per attempt, and attempts are counted however short the wait."""
+    """It is waited for, once per attempt, and attempts have an end however short the wait."""
     waits: list[float] = []
 
     def noted(attempt: int, error: FastsyncError) -> float:
         waits.append(backoff(attempt, error))
         return waits[-1]
 
-    for module in (engine_module, patience):
-        monkeypatch.setattr(module, "backoff", noted)
+    monkeypatch.setattr(patience, "backoff", noted)
+    monkeypatch.setattr(patience, "THROTTLED_TRIES", 6)
     world.have({"a": b"content"})
     method = world.copying()
     world.theirs.faults.always(method, Throttled("later", retry_after_s=retry_after_s))
     started = time.monotonic()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         summary = await world.run()
-    assert time.monotonic() - started >= 3 * retry_after_s
-    assert waits == [retry_after_s] * 3
-    assert world.theirs.faults.calls[method] == 4
+    assert time.monotonic() - started >= 9 * retry_after_s
+    # Six that do not count, and three that are like any other failure.
+    assert waits == [retry_after_s] * 9
+    assert world.theirs.faults.calls[method] == 10
     assert summary.exit_code == 1
+
+
+@pytest.mark.parametrize(("retries", "tries", "code"), [(1, 15, 0), (1, 30, 1), (0, 1, 1)])
+async def test_a_server_that_asks_for_patience_gets_it(
+    world: World, retries: int, tries: int, code: int
+) -> None:
+    """More often than there are tries for failures, unless nothing may be tried again."""
+    world.have({"a": b"content"})
+    world.budgets = dataclasses.replace(SMALL, retries=retries)
+    world.theirs.faults.then(world.copying(), *[Throttled("later")] * tries)
+    summary = await world.run()
+    assert (summary.exit_code, summary.totals.failed) == (code, code)
+
+
+async def test_a_server_that_stays_silent_is_given_up_by_the_clock(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "THROTTLED_S", 0.0)
+    world.have({"a": b"content"})
+    method = world.copying()
+    world.theirs.faults.always(method, Throttled("later"))
+    assert (await world.run()).exit_code == 1
+    assert world.theirs.faults.calls[method] == 1 + SMALL.retries
+
+
+async def test_a_busy_server_is_asked_for_less() -> None:
+    """Of many items at once only a few are tried again, until one goes well."""
+    sizes: list[int] = []
+
+    async def call(some: Sequence[int]) -> list[FastsyncError | None]:
+        sizes.append(len(some))
+        is_busy = len(sizes) <= 4
+        return [Throttled("later") if is_busy else None for _ in some]
+
+    done: list[int] = []
+    await patience.patiently(
+        call,
+        list(range(100)),
+        done=done.extend,
+        failed=lambda _item, error: pytest.fail(str(error)),
+        may_retry=lambda attempt: attempt < 1,
+    )
+    assert sizes == [100, 25, 6, 1, 1, 99]
+    assert sorted(done) == list(range(100))
 
 
 @pytest.mark.parametrize("step", ["make_directories", "make_links", "set_attributes", "delete"])

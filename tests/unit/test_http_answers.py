@@ -81,7 +81,7 @@ def test_a_range_of_the_right_version() -> None:
         (301, IntegrityError), (401, AccessRefused), (403, PermissionRefused), (404, NotFound),
         (405, Unsupported), (408, Transient), (410, NotFound), (412, Changed), (416, Changed),
         (429, Throttled), (451, PermissionRefused), (500, Transient), (501, Unsupported),
-        (503, Transient), (600, IntegrityError), (999, IntegrityError),
+        (503, Throttled), (600, IntegrityError), (999, IntegrityError),
     ],
 )  # fmt: skip
 def test_refusals(status: int, kind: type[FastsyncError]) -> None:
