@@ -3,6 +3,7 @@ takes. Metadata, tags, storage class and encryption go along."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -10,6 +11,7 @@ from fastsync.backend import CopyJob, Entry, Progress, WriteOptions
 from fastsync.errors import FastsyncError, IntegrityError, NotFound, Unsupported
 from fastsync.wire import Headers, Reply
 from fastsync_s3.attributes import Known
+from fastsync_s3.checksums import expected_of, multipart_etag
 from fastsync_s3.documents import (
     build_complete,
     parse_complete,
@@ -20,7 +22,7 @@ from fastsync_s3.documents import (
 from fastsync_s3.guards import guard
 from fastsync_s3.metadata import Lookup
 from fastsync_s3.objects import as_read_error, attribute_headers, completed, entry_of, known_of
-from fastsync_s3.plane import Call, values
+from fastsync_s3.plane import Call, is_in_doubt, values
 from fastsync_s3.signing import encode_path, encode_query
 from fastsync_s3.upload import abort_upload
 
@@ -84,7 +86,11 @@ class ServiceCopy:
         for (index, _), reply in zip(small, replies, strict=True):
             job, head = jobs[index], heads[index]
             if isinstance(reply, FastsyncError):
-                answers[index] = as_read_error(reply, self._source.where(job.entry.path))
+                assert not isinstance(head, FastsyncError)
+                if await self._is_made(job, head, reply):
+                    progress(job.entry.size or 0)
+                else:
+                    answers[index] = as_read_error(reply, self._source.where(job.entry.path))
                 continue
             progress(job.entry.size or 0)
             assert not isinstance(head, FastsyncError)
@@ -175,6 +181,22 @@ class ServiceCopy:
         entry = entry._replace(stored_ns=result.last_modified_ns)
         return known_of(self._sink.key_of(job.path), entry)
 
+    async def _is_made(self, job: CopyJob, head: Headers, error: FastsyncError) -> bool:
+        """True when only the answer got lost, and the copy is there: no second version of it."""
+        if not is_in_doubt(error):
+            return False
+        (there,) = await self._sink.heads([Entry(job.path, "file", job.entry.size, None)])
+        if isinstance(there, FastsyncError):
+            return False
+        made, ours, theirs = entry_of(job.path, there), expected_of(head), expected_of(there)
+        same_sum = ours is not None and theirs is not None and ours == theirs
+        same_bytes = made.size == job.entry.size and (same_sum or made.version == job.entry.version)
+        options = self._sink.plane.options
+        wanted = _metadata(head)
+        if options.replaces_metadata:
+            wanted |= options.write_headers
+        return same_bytes and all(there.get(name) == value for name, value in wanted.items())
+
     # -- many calls ----------------------------------------------------------------------------------
 
     async def _copy_parts(self, job: CopyJob, head: Headers, progress: Progress) -> None:
@@ -210,8 +232,19 @@ class ServiceCopy:
             (conditions,) = await guard(plane, sink.prefix, [(key, job.old)], self._options)
             if isinstance(conditions, FastsyncError):
                 raise conditions
-            done = await plane.ask(Call("POST", key, end, conditions, body, repeatable=False))
-            parse_complete(done.body)
+            try:
+                done = await plane.ask(Call("POST", key, end, conditions, body, repeatable=False))
+                parse_complete(done.body)
+            except FastsyncError as error:
+                # Of an answer that got lost, the object tells.
+                if not is_in_doubt(error):
+                    raise
+                with contextlib.suppress(FastsyncError):
+                    if (await sink.stat(job.path)).version == multipart_etag(
+                        [etag for _, etag, _ in etags]
+                    ):
+                        return
+                raise
         except BaseException:
             await abort_upload(plane, key, upload_id)
             raise

@@ -114,6 +114,48 @@ def test_class_encryption_and_payer_go_along_with_copies(
     assert server.count("GetObject") == 0
 
 
+LOST = {
+    "lost reply": (faults.lost_reply(), 1),
+    "lost by a reset": (faults.lost_reply(reset=True), 1),
+    "silent": (faults.silence(), 1),
+    "hung up": (faults.hang_up(), 2),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+@pytest.mark.parametrize("parts", [False, True])
+@pytest.mark.parametrize("guarded", [False, True])
+def test_a_copy_is_settled_and_not_repeated(
+    server: HostileS3, monkeypatch: pytest.MonkeyPatch, name: str, *, parts: bool, guarded: bool
+) -> None:
+    """When the answer to its end gets lost: the second one would be a second version, or refused."""
+    fault, times = LOST[name]
+    if parts:
+        monkeypatch.setattr("fastsync_s3.copying.LARGEST_COPY", MIB)
+        monkeypatch.setattr("fastsync_s3.copying.COPY_PART", 5 * MIB)
+    end = "CompleteMultipartUpload" if parts else "CopyObject"
+    data = noise(MIB) * 6
+    server.put("bucket", "from", data, {"x-amz-meta-colour": "green"})
+    server.on(end, fault)
+    copied = fastsync.cp("s3://bucket/from", "s3://bucket/to", **QUICK, fail_on_conflict=guarded)
+    assert copied.exit_code == 0
+    assert server.data("bucket", "to") == data
+    assert server.headers("bucket", "to")["x-amz-meta-colour"] == "green"
+    assert server.count(end) == times
+    assert server.open_uploads == []
+
+
+def test_a_copy_that_did_not_happen_is_not_taken_for_one(server: HostileS3) -> None:
+    """The same bytes stood there, with other metadata."""
+    server.put("bucket", "from", b"data", {"x-amz-meta-colour": "green"})
+    server.put("bucket", "to", b"data", {"x-amz-meta-colour": "red"})
+    server.on("CopyObject", faults.hang_up())
+    options = {**QUICK, "ignore_times": True}
+    assert fastsync.cp("s3://bucket/from", "s3://bucket/to", **options).exit_code == 0
+    assert server.headers("bucket", "to")["x-amz-meta-colour"] == "green"
+    assert server.count("CopyObject") == 2
+
+
 @pytest.mark.parametrize("buckets", [("bucket", "bucket"), ("bucket", "second")])
 def test_mv_moves_at_the_server(server: HostileS3, buckets: tuple[str, str]) -> None:
     """Within a bucket and to another one: no byte passes here, and nothing goes before its copy is there."""
