@@ -66,7 +66,9 @@ async def named(store: Source) -> Entry:
 
 def untrusted(error: FastsyncError, store: Source) -> FastsyncError:
     """What the failure of a look at a place means for whoever has to know all of it."""
-    if not isinstance(error, (Transient, IntegrityError, PermissionRefused, NotFound)):
+    # An error without a kind is one of the system's: EIO, say.
+    is_failure = isinstance(error, (Transient, IntegrityError, PermissionRefused, NotFound))
+    if not is_failure and type(error) is not FastsyncError:
         return error
     found = ListingError(
         f"{error.message}, so its listing is incomplete",

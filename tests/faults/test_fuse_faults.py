@@ -1,0 +1,139 @@
+"""Disks that fail: what a call is answered with is what a real filesystem under FUSE says.
+
+Whatever fails, the old file is whole, the other files are done, the exit code says which kind it was, and
+the same command brings everything to its end once the disk is well again.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from faulty_disk import mounted
+
+if TYPE_CHECKING:
+    from tests.conftest import Fastsync, Plant, Spec
+
+LARGE = bytes(range(256)) * 4096
+TREE: Spec = {"bad": LARGE, "good": "good", "dir/other": "other"}
+Debris = Callable[[Path], list[Path]]
+
+# What fails while "bad" is written, with which options it does, and the exit code.
+WRITES: dict[str, tuple[dict[str, Any], tuple[str, ...], int]] = {
+    "write EIO": ({"write": {"errno": errno.EIO, "after": 300_000}}, (), 1),
+    "write EDQUOT": ({"write": {"errno": errno.EDQUOT, "after": 300_000}}, (), 7),
+    "write ENOSPC": ({"write": {"errno": errno.ENOSPC, "after": 300_000}}, (), 7),
+    "create EROFS": ({"create": {"errno": errno.EROFS}}, (), 7),
+    "fsync EIO": ({"fsync": {"errno": errno.EIO, "times": 1}}, ("--durable", "-j", "1"), 1),
+    "rename EIO": ({"rename": {"errno": errno.EIO, "ending": "/bad"}}, (), 1),
+    "chmod EIO": ({"chmod": {"errno": errno.EIO, "times": 1}}, ("-j", "1"), 1),
+    "utimens EIO": ({"utimens": {"errno": errno.EIO, "times": 1}}, ("-j", "1"), 1),
+}
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    paths = (path for path in root.rglob("*") if path.is_file())
+    return {str(path.relative_to(root)): path.read_bytes() for path in paths}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_write_that_fails(
+    fastsync: Fastsync, plant: Plant, tmp_path: Path, debris: Debris, name: str
+) -> None:
+    faults, options, code = WRITES[name]
+    src = plant(tmp_path / "src", TREE)
+    disk = plant(tmp_path / "disk", {"bad": "old", "keep": "keep"})
+    with mounted(disk, tmp_path / "mnt", **faults):
+        done = fastsync("sync", "--delete", *options, "src", "mnt")
+    assert (done.code, "not deleting: " in done.stderr) == (code, True), done
+    there = contents(disk)
+    assert there["keep"] == b"keep"
+    wanted = contents(src)
+    assert [key for key in there if key != "keep" and there[key] not in (wanted[key], b"old")] == []
+    if code == 1:
+        assert sum(there.get(key) == wanted[key] for key in wanted) == len(wanted) - 1
+    assert debris(disk) == []
+    with mounted(disk, tmp_path / "again"):
+        assert fastsync("sync", "--delete", "src", "again") == (0, "", "")
+    assert contents(disk) == wanted
+    assert debris(disk) == []
+
+
+@pytest.mark.parametrize("operation", ["read", "open"])
+def test_a_source_that_fails(
+    fastsync: Fastsync, plant: Plant, tmp_path: Path, debris: Debris, operation: str
+) -> None:
+    """In the middle of a file, or at its beginning."""
+    disk = plant(tmp_path / "disk", TREE)
+    dest = plant(tmp_path / "dest", {"bad": "old", "keep": "keep"})
+    fault = {"errno": errno.EIO, "ending": "/bad", "after": 500_000 * (operation == "read")}
+    with mounted(disk, tmp_path / "mnt", **{operation: fault}):
+        done = fastsync("sync", "--delete", "mnt", "dest")
+    assert (done.code, "not deleting: " in done.stderr) == (1, True), done
+    assert contents(dest) == {**contents(disk), "bad": b"old", "keep": b"keep"}
+    assert debris(dest) == []
+
+
+def test_a_listing_that_fails(fastsync: Fastsync, plant: Plant, tmp_path: Path) -> None:
+    """Of one directory: what is not seen there is not gone."""
+    disk = plant(tmp_path / "disk", TREE)
+    dest = plant(tmp_path / "dest", {"dir/keep": "keep"})
+    with mounted(disk, tmp_path / "mnt", readdir={"errno": errno.EIO, "ending": "/dir"}):
+        done = fastsync("sync", "--delete", "mnt", "dest")
+    assert (done.code, "not deleting: " in done.stderr) == (3, True), done
+    assert contents(dest) == {"bad": LARGE, "good": b"good", "dir/keep": b"keep"}
+
+
+def test_short_writes_and_slow_calls(fastsync: Fastsync, plant: Plant, tmp_path: Path) -> None:
+    """Are no errors: the rest is written, and a second is a second."""
+    src = plant(tmp_path / "src", TREE)
+    faults = {"write": {"short": 5000}, "rename": {"delay_s": 1.0}}
+    with mounted(tmp_path / "disk", tmp_path / "mnt", **faults):
+        assert fastsync("sync", "src", "mnt") == (0, "", "")
+        assert fastsync("cp", "src/bad", "mnt/again", "--verify", "reread") == (0, "", "")
+    assert contents(tmp_path / "disk") == {**contents(src), "again": LARGE}
+
+
+def test_a_disk_that_takes_two_names_for_one(
+    fastsync: Fastsync, plant: Plant, tmp_path: Path, debris: Debris
+) -> None:
+    """In letters, or in Unicode forms: the first is written, the second refused, and nothing deleted."""
+    plant(
+        tmp_path / "src",
+        {"A": "first", "a": "second", "d/u\N{COMBINING DIAERESIS}": "1", "d/\xfc": "2", "z": "z"},
+    )
+    disk = plant(tmp_path / "disk", {"keep": "keep"})
+    with mounted(disk, tmp_path / "mnt", folds=True):
+        done = fastsync("sync", "--delete", "src", "mnt")
+    assert (done.code, done.stderr.count("error: ")) == (1, 2), done
+    assert "takes it for" in done.stderr
+    assert "not deleting: " in done.stderr
+    there = contents(disk)
+    assert there.pop("A") == b"first"
+    assert there.pop("d/u\N{COMBINING DIAERESIS}") == b"1"
+    assert there == {"keep": b"keep", "z": b"z"}
+    assert debris(disk) == []
+
+
+@pytest.mark.parametrize("limit", ["-n 24", "-v 400000"])
+def test_limits_of_the_process(
+    fastsync: Fastsync,
+    plant: Plant,
+    tmp_path: Path,
+    under_limit: Callable[[str], list[str]],
+    limit: str,
+) -> None:
+    """Few descriptors, little address space: all is done, or it is said, and then a second run does it."""
+    many = {f"{number % 7}/{number}": str(number) for number in range(300)}
+    src = plant(tmp_path / "src", {**many, **TREE})
+    done = fastsync("sync", "src", "dest", under=under_limit(limit))
+    assert done.code in (0, 1), done
+    assert "Traceback" not in done.stderr
+    there, wanted = contents(tmp_path / "dest"), contents(src)
+    assert there.items() <= wanted.items()
+    assert (there == wanted) == (done.code == 0)
+    assert fastsync("sync", "src", "dest").code == 0
+    assert contents(tmp_path / "dest") == wanted
