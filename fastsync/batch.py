@@ -56,6 +56,7 @@ class _Watch:
         self._tasks = tasks
         self._number = number
         self.told: dict[str, FastsyncError | None] = {}
+        self._is_planned = False
         # One line is done when its run is; of several each is told of.
         self.wants_items = observer.wants_items or bool(tasks)
         self.wants_skips = observer.wants_skips or bool(tasks)
@@ -77,7 +78,14 @@ class _Watch:
 
     def progress(self, totals: Totals) -> None:
         self._batch.running[id(self)] = totals
+        if not totals.scanning:
+            self.planned()
         self._batch.tell()
+
+    def planned(self) -> None:
+        """What is to be done is known."""
+        self._batch.unplanned -= not self._is_planned
+        self._is_planned = True
 
 
 class _Batch:
@@ -89,6 +97,7 @@ class _Batch:
         self.shared = shared
         # Of the runs that are under way.
         self.running: dict[int, Totals] = {}
+        self.unplanned = 0  # runs of which it is not known yet what is to be done
         self.failures: list[Item] = []
         self.failed: list[Task] = []
         self.codes: list[int] = []
@@ -107,6 +116,7 @@ class _Batch:
         for each in self.running.values():
             _add(totals, each)
             totals.current.update(each.current)
+        totals.scanning = self.unplanned > 0
         return totals
 
     async def run_alone(self, task: Task) -> None:
@@ -130,6 +140,7 @@ class _Batch:
             done, alone = await run_bundle(bundle, self._request(bundle.request, watch))
         except FastsyncError:
             alone = list(tasks)  # each of them is to say so
+            watch.planned()
         else:
             self._end(watch, done)
             lost = set(tasks).difference(alone, watch.told)
@@ -142,11 +153,13 @@ class _Batch:
             if error is not None:
                 self.failed.append(tasks[name])
         if alone:
+            self.unplanned += len(alone)
             width = min(len(alone), _AT_ONCE * self.request.settings.jobs)
             await run_all(width, (self.run_alone(tasks[name]) for name in alone))
 
     def _lose(self, task: Task, name: str, error: FastsyncError) -> None:
         watch = _Watch(self, {}, task.number)
+        self.unplanned += 1
         lost = type(error)(error.message, hint=error.hint)
         item = Item("copy", name, "", "", None, "", error=lost)
         watch.item(item)
@@ -159,6 +172,7 @@ class _Batch:
 
     def _end(self, watch: _Watch, done: Summary) -> None:
         self.running.pop(id(watch), None)
+        watch.planned()
         _add(self._ended, done.totals)
         self.failures.extend(done.failures[: KEPT_FAILURES - len(self.failures)])
         self.tell()
@@ -189,11 +203,11 @@ async def run_batch(
                     where = f"{name}:{task.number}"
                     raise UsageError(told, where=where, hint=error.hint) from error
         units = list(_units(batch, tasks))
+        batch.unplanned = len(units)
         await run_all(min(len(units), _AT_ONCE * settings.jobs), (unit() for unit in units))
     finally:
         await shared.aclose()
     totals = batch.totals()
-    totals.scanning = False
     request.observer.progress(totals)
     batch.failed.sort(key=lambda task: task.number)
     is_mixed = 0 < len(batch.failed) < len(tasks)

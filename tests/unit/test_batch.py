@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from fastsync.backend import Source
 from fastsync.batch import Task, run_batch
+from fastsync.copying import run_cp
 from fastsync.errors import NotFound
-from fastsync.events import Totals
+from fastsync.events import Silent, Totals
 from fastsync.session import Request, Session, located
 from fastsync.tally import Summary
 
@@ -47,3 +50,31 @@ async def test_some_that_fail_are_one_and_all_are_the_worst(
     summary, failed = await run_batch([task(number) for number in (3, 1, 2)], "batch", Request())
     assert summary.exit_code == code
     assert [each.number for each in failed] == list(fail)
+
+
+async def test_counts_of_all_lines_never_run_backwards(tmp_path: Path) -> None:
+    """What is to be done is known once all lines have been looked at."""
+    for number in range(30):
+        (tmp_path / str(number)).write_bytes(bytes(1000))
+    seen: list[Totals] = []
+
+    class Watch(Silent):
+        def progress(self, totals: Totals) -> None:
+            seen.append(totals)
+
+    watch = Request(observer=Watch())
+    tasks = []
+    for number in range(30):
+        places = [located(tmp_path / str(number))], located(tmp_path / f"to/{number}")
+        start = partial(run_cp, *places)
+        tasks.append(Task(number + 1, "cp", "cp", watch, *places, start))
+    places = [located(tmp_path / "gone")], located(tmp_path / "to/gone")
+    tasks.append(Task(31, "cp", "cp", watch, *places, partial(run_cp, *places)))
+    summary, failed = await run_batch(tasks, "batch", watch)
+    assert [task.number for task in failed] == [31]
+    assert (summary.totals.files_copied, summary.totals.bytes_done) == (30, 30_000)
+    assert (summary.totals.failed, summary.totals.planned_files) == (1, 30)
+    assert not summary.totals.scanning
+    for before, after in pairwise(seen):
+        assert before.files_copied <= after.files_copied
+        assert before.planned_bytes <= after.planned_bytes
