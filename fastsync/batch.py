@@ -191,13 +191,8 @@ async def run_batch(
     try:
         async with Foresight(shared) as foresight:
             for task in tasks:
-                if task.verb == "cp" and len(task.sources) == 1 and task.target is not None:
-                    task.between = directories_of(task.request, task.sources[0], task.target)
                 try:
-                    if task.between is None or not await foresight.parts(
-                        task.request, *task.between
-                    ):
-                        await foresight.refuse(task.verb, task.sources, task.target, task.request)
+                    await _foresee(foresight, task)
                 except UsageError as error:
                     told = f"{error.where}: {error.message}" if error.where else error.message
                     where = f"{name}:{task.number}"
@@ -215,6 +210,26 @@ async def run_batch(
     return Summary(totals, time.monotonic() - started, code, batch.failures), batch.failed
 
 
+async def _foresee(foresight: Foresight, task: Task) -> None:
+    """Find out between which directories a line copies, if it may be one of a bundle. Raises UsageError for
+    what cannot be carried out."""
+    request, target = task.request, task.target
+    if task.verb == "cp" and len(task.sources) == 1 and target is not None:
+        source = task.sources[0]
+        task.between = directories_of(request, source, target)
+        if task.between is not None:
+            above = await foresight.tops(request, *task.between)
+            if above is not None:
+                task.between = above
+                # Not the same, and not in the directory that holds it.
+                apart = not source.path.startswith(target.path.rstrip("/"))
+                if apart or source.host != target.host:
+                    return
+            elif await foresight.parts(request, *task.between):
+                return
+    await foresight.refuse(task.verb, task.sources, target, request)
+
+
 def _units(
     batch: _Batch, tasks: Sequence[Task]
 ) -> Iterator[Callable[[], Coroutine[Any, Any, None]]]:
@@ -226,14 +241,17 @@ def _units(
             yield partial(batch.run_alone, task)
             continue
         here, there = task.between
+        names = source.name, target.name
+        if (here, there) != (source.parent(), target.parent()):
+            names = source.path.removeprefix("/"), target.path.removeprefix("/")
         same = found.setdefault((id(task.request), here, there), [])
         # A name that goes to two places goes twice.
-        into = next((one for one in same if source.name not in one[1]), None)
+        into = next((one for one in same if names[0] not in one[1]), None)
         if into is None:
             into = Bundle(task.request, here, there), {}
             same.append(into)
-        into[0].names[source.name] = target.name
-        into[1][source.name] = task
+        into[0].names[names[0]] = names[1]
+        into[1][names[0]] = task
     for same in found.values():
         for bundle, members in same:
             yield partial(batch.run_together, bundle, members)

@@ -62,11 +62,14 @@ async def run_bundle(bundle: Bundle, request: Request) -> tuple[Summary, list[st
     async with Session(request) as session:
         source = await session.open(bundle.source, follow=True)
         sink = await session.open_sink(bundle.target)
+        # Between buckets, which have no directories of their own, names have slashes in them.
+        is_deep = any("/" in name for name in (*bundle.names, *bundle.names.values()))
         options = ScanOptions(
-            recursive=False,
+            recursive=is_deep,
             owner=settings.owner,
             missing_ok=True,
             details=not settings.ignore_times,
+            raw=is_deep,
         )
         links = dataclasses.replace(
             options, links="follow" if settings.links == "follow" else "keep"
@@ -139,8 +142,12 @@ async def _listed(
                     return None
                 for entry in page.entries:
                     # A store may have a file and a directory of one name; the file goes first.
-                    if entry.path in found and (found[entry.path] is None or entry.kind == "file"):
-                        found[entry.path] = entry
+                    path, kind, *_ = entry
+                    if path in found and (found[path] is None or kind == "file"):
+                        found[path] = entry
+                    while options.recursive and (path := path.rpartition("/")[0]):
+                        if path in found and found[path] is None:
+                            found[path] = Entry(path, "dir", None, None)
     except FastsyncError:
         return None
     return found

@@ -41,6 +41,8 @@ class Foresight:
         self._sessions: dict[int, Session] = {}
         self._addresses: dict[tuple[int, Location, bool], str] = {}
         self._apart: dict[tuple[int, Location, Location], bool] = {}
+        self._tops: dict[tuple[int, Location, Location], bool] = {}
+        self._flat: dict[tuple[int, str, str, str, str], bool] = {}
 
     async def __aenter__(self) -> Foresight:
         return self
@@ -52,6 +54,35 @@ class Foresight:
         trace: TracebackType | None,
     ) -> None:
         await self._stack.__aexit__(kind, error, trace)
+
+    async def tops(
+        self, request: Request, here: Location, there: Location
+    ) -> tuple[Location, Location] | None:
+        """The places above two directories of which all that is below is reached in the same way, names with
+        slashes and all: buckets, say. None where directories count."""
+        key = (id(request), here.scheme, here.host, there.scheme, there.host)
+        is_flat = self._flat.get(key)
+        if is_flat is None:
+            is_flat = self._flat[key] = await self._is_flat(request, here, there)
+        if not is_flat:
+            return None
+        above = dataclasses.replace(here, path="/"), dataclasses.replace(there, path="/")
+        known = self._tops.get((id(request), here, there))
+        if known is None:
+            asked = request.place_settings
+            known = self._tops[id(request), here, there] = dict(asked(here, "source")) == dict(
+                asked(above[0], "source")
+            ) and dict(asked(there, "destination")) == dict(asked(above[1], "destination"))
+        return above if known else None
+
+    async def _is_flat(self, request: Request, here: Location, there: Location) -> bool:
+        try:
+            session = await self._session(request)
+            source, sink = await session.open(here), await session.open_sink(there)
+            write_options(request.settings, sink)
+        except FastsyncError:
+            return False  # the look at the line says why
+        return source.limits.raw_names and sink.limits.raw_names
 
     async def parts(self, request: Request, here: Location, there: Location) -> bool:
         """True when no copy of a single file from a directory to another can be wrong."""

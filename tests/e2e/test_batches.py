@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from hostile_s3 import HostileS3
+
     from tests.conftest import Fastsync, Plant
 
 BATCH = """\
@@ -160,3 +162,42 @@ def test_a_hash_inside_a_word_is_no_comment(
     (tmp_path / "batch").write_text("rm a#1 # gone\ncp a\\ b \"a'\"c'#'\n#rm a\n")
     assert fastsync("run", "batch") == (0, "", "")
     assert sorted(os.listdir(tmp_path)) == ["a", "a b", "a'c#", "batch"]
+
+
+def test_objects_of_many_prefixes_travel_together(
+    fastsync: Fastsync, tmp_path: Path, hostile_s3: HostileS3
+) -> None:
+    """Two listings tell of all of them; what is a prefix is one, and an object goes onto itself nowhere."""
+    for number in range(40):
+        hostile_s3.put("bucket", f"from/{number:02}/k", b"%d" % number)
+    hostile_s3.put("bucket", "to/05/k/x", b"a prefix")
+    hostile_s3.put("bucket", "to/06/k", b"older")
+    hostile_s3.make_bucket("other")
+    fastsync.environ |= hostile_s3.environ
+    lines = [f"cp s3://bucket/from/{n:02}/k s3://bucket/to/{n:02}/k" for n in range(40)]
+    lines += [
+        "cp s3://bucket/from/01/k s3://other/from/01/k",
+        "cp s3://bucket/gone s3://other/gone",
+    ]
+    (tmp_path / "batch").write_text("\n".join(lines))
+    done = fastsync("run", "batch")
+    assert done.code == 1
+    assert done.stderr == "fastsync: error: batch:42: s3://bucket/gone: no such object or prefix\n"
+    assert [hostile_s3.data("bucket", f"to/{n:02}/k") for n in (0, 6, 39)] == [b"0", b"6", b"39"]
+    assert hostile_s3.data("bucket", "to/05/k/k") == b"5"
+    assert hostile_s3.keys("other") == ["from/01/k"]
+    counts = hostile_s3.counts()
+    assert counts["CopyObject"] == 41
+    lists = sum(count for name, count in counts.items() if name.startswith("ListObjects"))
+    assert lists + counts["HeadObject"] < 80
+    for line in (
+        "s3://bucket/from/01/k s3://bucket/from/01",
+        "s3://bucket/from/01/k s3://bucket/from/01/k",
+    ):
+        (tmp_path / "batch").write_text(f"{lines[0]}\ncp {line}\n")
+        done = fastsync("run", "batch")
+        assert (done.code, "batch:2: " in done.stderr, "same place" in done.stderr) == (
+            2,
+            True,
+            True,
+        )
