@@ -5,7 +5,9 @@ Exit code: 0 every rate is within 5 % over the time from the first byte to the l
 """
 
 import argparse
+import getpass
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -21,7 +23,6 @@ from peers import default_fastsync, quiet_environment
 from report import say
 from s3 import find_gateway
 from s3_gateway import BUCKET, NoGateway, gateway
-from sftp import Bench
 
 _OFF = 0.05  # what a rate may be off by
 
@@ -89,13 +90,42 @@ class Rates:
 
 
 @contextmanager
-def _sshd(scratch: Path) -> Iterator[Bench]:
-    bench = Bench(scratch, Namespace())
-    bench.start()
+def _sshd(at: Path) -> Iterator[Relay]:
+    """A server, and the relay that its clients find by the name ``bench`` in ``ssh_config``."""
+    for name in ("host", "id"):
+        keygen = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(at / name)]
+        subprocess.run(keygen, check=True)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    (at / "sshd_config").write_text(
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {at / 'host'}\nStrictModes no\nUsePAM no\n"
+        f"AuthorizedKeysFile {at / 'id.pub'}\nPidFile {at / 'pid'}\nPermitRootLogin yes\n"
+        "Subsystem sftp internal-sftp\n"
+    )
+    sshd = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
+    if sshd is None:
+        raise NoGateway("no sshd is installed")
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)
+    with (at / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [sshd, "-D", "-e", "-f", at / "sshd_config"], stdout=log, stderr=log
+        )
     try:
-        yield bench
+        while not (at / "pid").exists():
+            if server.poll() is not None:
+                raise NoGateway(f"sshd did not start: {(at / 'log').read_text()}")
+            time.sleep(0.05)
+        relay = Relay(port)
+        (at / "known").write_text(f"[127.0.0.1]:{relay.port} {(at / 'host.pub').read_text()}")
+        (at / "ssh_config").write_text(
+            f"Host bench\n HostName 127.0.0.1\n Port {relay.port}\n User {getpass.getuser()}\n"
+            f" IdentityFile {at / 'id'}\n IdentitiesOnly yes\n UserKnownHostsFile {at / 'known'}\n"
+        )
+        yield relay
     finally:
-        bench.stop()
+        server.terminate()
+        server.wait()
 
 
 def _s3(rates: Rates) -> None:
@@ -119,13 +149,7 @@ def _s3(rates: Rates) -> None:
 def _sftp(rates: Rates) -> None:
     folder = rates.scratch / "sshd"
     folder.mkdir()
-    with _sshd(folder):
-        relay = Relay(22022)
-        config = (folder / "ssh_config").read_text().replace("Port 22022", f"Port {relay.port}")
-        (folder / "known").write_text(
-            (folder / "known").read_text().replace("22022", str(relay.port))
-        )
-        (folder / "ssh_config").write_text(config)
+    with _sshd(folder) as relay:
         options = ["--ssh-config", str(folder / "ssh_config")]
         for what in ("one", "many"):
             place, here = f"sftp://bench{folder}/{what}", f"{rates.scratch / what}/"
@@ -146,10 +170,10 @@ def main() -> int:
         print("| copy | of the rate asked for | each second |\n| --- | --- | --- |")
         try:
             _s3(rates)
+            _sftp(rates)
         except NoGateway as exc:
             say(str(exc))
             return 2
-        _sftp(rates)
     return int(rates.failed)
 
 

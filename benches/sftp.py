@@ -44,7 +44,7 @@ def main() -> int:
         return subprocess.run(link, check=False).returncode
     base = "/dev/shm" if os.path.isdir("/dev/shm") else None
     with tempfile.TemporaryDirectory(prefix="fastsync-bench-", dir=base) as scratch:
-        bench = Bench(Path(scratch), options)
+        bench = _Bench(Path(scratch), options)
         bench.start()
         try:
             return bench.measure()
@@ -69,7 +69,7 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-class Bench:
+class _Bench:
     """Trees, a server, and the commands of every tool for every work."""
 
     def __init__(self, scratch: Path, options: argparse.Namespace) -> None:
