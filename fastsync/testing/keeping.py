@@ -10,6 +10,7 @@ from fastsync.backend import (
     KeepsXattrs,
     Leavable,
     MakesHardLinks,
+    MovesWithin,
     Owner,
     Rechecks,
     ResumesUploads,
@@ -24,6 +25,7 @@ from fastsync.backend import (
 from fastsync.errors import Conflict, FastsyncError, NotFound, Unsupported, UsageError
 from fastsync.testing.batches import BatchConformance
 from fastsync.testing.vocabulary import (
+    LATER,
     expect,
     files,
     lacks,
@@ -116,6 +118,29 @@ class KeepingConformance(BatchConformance):
         assert told["a"] == told["a2"] is not None
         assert told["b"] == told["b2"] != told["a"]
         assert told["single"] is None
+
+    # -- MovesWithin -----------------------------------------------------------------------------------
+
+    async def test_move_within(self, sink: Sink) -> None:
+        """A file replaces what stands there, a directory takes all along; what changed stays where it is."""
+        if not isinstance(sink, MovesWithin):
+            lacks(sink, MovesWithin)
+        assert sink.can_move_from(sink)
+        for path in ("a", "changed", "d/b", "gone", "old"):
+            await write(sink, path, path.encode())
+        entries = {entry.path: entry for entry in await listing(sink)}
+        await write(sink, "changed", b"by somebody", like=like("changed", mtime_ns=LATER))
+        await sink.delete([entries["gone"]])
+        jobs = [
+            CopyJob(entries["a"], "old", entries["old"]),
+            CopyJob(entries["changed"], "new"),
+            CopyJob(entries["gone"], "new"),
+            CopyJob(entries["d"], "e"),
+        ]
+        answers = await sink.move_from(sink, jobs)
+        assert [answer is None for answer in answers] == [True, False, False, True]
+        await expect(sink, {"changed": b"by somebody", "e/b": b"d/b", "old": b"a"})
+        assert (await sink.stat("old")).mtime_ns == entries["a"].mtime_ns
 
     # -- TellsFileIds ----------------------------------------------------------------------------------
 
