@@ -135,8 +135,12 @@ class OurServer:
     """A server in this process, by asyncssh, that can do as little or behave as badly as a test wants."""
 
     def __init__(
-        self, folder: Path, server: type[asyncssh.SFTPServer] = asyncssh.SFTPServer
+        self,
+        folder: Path,
+        server: type[asyncssh.SFTPServer] = asyncssh.SFTPServer,
+        login: type[asyncssh.SSHServer] = asyncssh.SSHServer,
     ) -> None:
+        self._login = login
         self._folder = folder
         self._server = server
         self._listener: asyncssh.SSHAcceptor | None = None
@@ -152,7 +156,7 @@ class OurServer:
             key.write_public_key(folder / f"{name}.pub")
             (folder / name).chmod(0o600)  # else the system's ssh does not take it
 
-        class Login(asyncssh.SSHServer):
+        class Login(self._login):  # type: ignore[misc, name-defined]
             def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
                 keep.append(conn)
 

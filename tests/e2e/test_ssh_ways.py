@@ -1,0 +1,216 @@
+"""The ways into a server: what an SSH configuration says, jumps, certificates, questions on a terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import pty
+import select
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import asyncssh
+import pytest
+from sshd import OurServer, Sshd, running_sshd
+
+if TYPE_CHECKING:
+    from tests.conftest import Fastsync
+
+TRANSPORTS = ["asyncssh", "openssh"]
+
+
+@pytest.fixture(scope="module")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    with running_sshd(tmp_path_factory.mktemp("sshd")) as server:
+        yield server
+
+
+def _host(name: str, sshd: Sshd, *more: str) -> str:
+    lines = (
+        f"Host {name}",
+        "HostName 127.0.0.1",
+        f"Port {sshd.port}",
+        f"User {sshd.user}",
+        f"IdentityFile {sshd.identity}",
+        "IdentitiesOnly yes",
+        f"UserKnownHostsFile {sshd.known_hosts}",
+        *more,
+    )
+    return "\n    ".join(lines) + "\n"
+
+
+@pytest.fixture
+def there(tmp_path: Path) -> Path:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/file").write_text("content")
+    return tmp_path / "there"
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_configuration_with_include_and_match(
+    fastsync: Fastsync, sshd: Sshd, there: Path, tmp_path: Path, transport: str
+) -> None:
+    (tmp_path / "more").write_text(_host("alias", sshd).replace(f"Port {sshd.port}\n", "\n"))
+    (tmp_path / "config").write_text(
+        f"Include {tmp_path}/more\nMatch host 127.0.0.1\n    Port {sshd.port}\nHost *\n    Port 1\n"
+    )
+    way = ("--ssh-config", str(tmp_path / "config"), "--ssh-transport", transport)
+    done = fastsync("ls", *way, f"sftp://alias{there}")
+    assert done == (0, "file\n", ""), done
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_jump(
+    fastsync: Fastsync,
+    sshd: Sshd,
+    there: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    transport: str,
+) -> None:
+    with running_sshd(tmp_path_factory.mktemp("jump")) as jump:
+        config = _host("jump", jump) + _host("target", sshd, "ProxyJump jump")
+        (tmp_path / "config").write_text(config)
+        way = ("--ssh-config", str(tmp_path / "config"), "--ssh-transport", transport)
+        before = sshd.logins()
+        done = fastsync("cp", *way, f"sftp://target{there}/file", "copy")
+        assert done == (0, "", ""), done
+        assert jump.logins() > 0
+        assert sshd.logins() > before
+    assert (tmp_path / "copy").read_text() == "content"
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_certificate(
+    fastsync: Fastsync,
+    there: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    transport: str,
+) -> None:
+    """The server knows no key of ours, only who has signed it."""
+    keys = tmp_path_factory.mktemp("keys")
+    for name in ("ca", "mine"):
+        _keygen("-t", "ed25519", "-N", "", "-f", str(keys / name))
+    folder = tmp_path_factory.mktemp("certified")
+    options = [f"TrustedUserCAKeys {keys}/ca.pub", "AuthorizedKeysFile none"]
+    with running_sshd(folder, options=options) as sshd:
+        way = [*("--ssh-transport", transport), *("--known-hosts", str(sshd.known_hosts))]
+        way += ["--ssh-config", str(sshd.config), "--identity", str(keys / "mine")]
+        assert fastsync("ls", *way, sshd.url(there)).code == 5
+        _keygen("-s", str(keys / "ca"), "-I", "me", "-n", sshd.user, str(keys / "mine.pub"))
+        assert fastsync("ls", *way, sshd.url(there)) == (0, "file\n", "")
+
+
+def _keygen(*arguments: str) -> None:
+    quiet = subprocess.DEVNULL
+    subprocess.run(["ssh-keygen", "-q", *arguments], check=True, stdin=quiet, stdout=quiet)
+
+
+def _names(directory: str) -> list[str]:
+    with os.scandir(directory) as found:
+        return [each.name + "/" * each.is_dir(follow_symlinks=False) for each in found]
+
+
+def test_the_home_of_a_user(fastsync: Fastsync, sshd: Sshd) -> None:
+    way = ["--identity", str(sshd.identity), "--known-hosts", str(sshd.known_hosts)]
+    way += ["--ssh-config", str(sshd.config)]
+    home = os.path.realpath(os.path.expanduser(f"~{sshd.user}"))
+    ours = fastsync("ls", *way, sshd.url(f"/~{sshd.user}/"))
+    assert ours.code == 0, ours
+    assert sorted(ours.stdout.split("\n")) == sorted(["", *_names(home)])
+    missing = fastsync("ls", *way, sshd.url("/~nobody-of-that-name/"))
+    assert missing.code != 0
+    assert "Traceback" not in missing.stderr
+
+
+# -- questions -----------------------------------------------------------------------------------------
+
+
+def on_terminal(fastsync: Fastsync, arguments: list[str], answers: list[str]) -> tuple[int, str]:
+    """Run the command on a terminal of its own, and answer what it asks there; its code, and all that
+    the terminal showed."""
+    pid, fd = pty.fork()
+    if pid == 0:
+        with contextlib.suppress(OSError):
+            os.chdir(fastsync.cwd)
+            command = [os.fsdecode(each) for each in fastsync.command(*arguments)]
+            os.execve(command[0], command, fastsync.environ)
+        os._exit(127)
+    shown = b""
+    waiting = list(answers)
+    seen = 0
+    end = time.monotonic() + 60
+    try:
+        while time.monotonic() < end:
+            if not select.select([fd], [], [], 1)[0]:
+                continue
+            try:
+                data = os.read(fd, 4096)
+            except OSError:  # EIO: the other side is closed (pty(7))
+                break
+            if not data:
+                break
+            shown += data
+            if shown[seen:].rstrip().endswith(b":") and waiting:
+                seen = len(shown)
+                os.write(fd, waiting.pop(0).encode() + b"\n")
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            if time.monotonic() >= end:
+                os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        os.close(fd)
+    return os.waitstatus_to_exitcode(status), shown.decode("utf-8", "replace")
+
+
+@pytest.mark.parametrize(("answer", "code"), [("open sesame", 0), ("shut sesame", 5)])
+def test_a_passphrase(
+    fastsync: Fastsync, sshd: Sshd, there: Path, tmp_path: Path, answer: str, code: int
+) -> None:
+    """It is asked for once, and not shown."""
+    key = tmp_path / "key"
+    shutil.copy(sshd.identity, key)
+    shutil.copy(f"{sshd.identity}.pub", f"{key}.pub")
+    _keygen("-p", "-P", "", "-N", "open sesame", "-f", str(key))
+    way = ["--identity", str(key), "--known-hosts", str(sshd.known_hosts)]
+    way += ["--ssh-config", str(sshd.config), "--ssh-transport", "asyncssh"]
+    arguments = ["cp", *way, sshd.url(there / "file"), "copy"]
+    done, shown = on_terminal(fastsync, arguments, [answer])
+    assert done == code, shown
+    assert shown.count("Passphrase for") == 1
+    assert answer not in shown
+    assert (tmp_path / "copy").exists() == (code == 0)
+
+
+class _Guarded(asyncssh.SSHServer):
+    def password_auth_supported(self) -> bool:
+        return True
+
+    def validate_password(self, username: str, password: str) -> bool:
+        return (username, password) == ("somebody", "open sesame")
+
+
+@pytest.mark.parametrize(("answer", "code"), [("open sesame", 0), ("wrong", 5)])
+async def test_a_password(
+    fastsync: Fastsync, there: Path, tmp_path: Path, answer: str, code: int
+) -> None:
+    server = OurServer(tmp_path / "server", login=_Guarded)
+    await server.start()
+    try:
+        place = server.place
+        way = ["--known-hosts", place["known_hosts"], "--ssh-config", place["ssh_config"]]
+        arguments = ["cp", *way, server.url(there / "file"), "copy"]
+        done, shown = await asyncio.to_thread(on_terminal, fastsync, arguments, [answer])
+    finally:
+        await server.stop()
+    assert done == code, shown
+    assert shown.count("Password for somebody@127.0.0.1") == 1
+    assert answer not in shown
+    assert (tmp_path / "copy").exists() == (code == 0)
