@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
+from measured import peak
 from s3_servers import S3Server
 
 if TYPE_CHECKING:
@@ -17,32 +18,6 @@ if TYPE_CHECKING:
 MIB: Final = 1 << 20
 SIZE: Final = 300 * MIB
 MOST: Final = 150 * MIB
-
-# Runs a command and says on descriptor 2 what its resident memory was at most.
-_MEASURED: Final = """
-import resource, subprocess, sys
-code = subprocess.run(sys.argv[1:]).returncode
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)
-sys.exit(code)
-"""
-
-
-def peak(fastsync: Fastsync, *arguments: str, stdin: Path | None = None) -> int:
-    """Bytes; the command has to succeed."""
-    with open(stdin or os.devnull, "rb") as given:
-        done = subprocess.run(
-            [sys.executable, "-c", _MEASURED, *fastsync.command(*arguments)],
-            check=False,
-            env=fastsync.environ,
-            cwd=fastsync.cwd,
-            stdin=given,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            timeout=120,
-        )
-    *said, kilobytes = done.stderr.decode().splitlines()
-    assert (done.returncode, said) == (0, [])
-    return int(kilobytes) * 1024
 
 
 @pytest.mark.skipif(
