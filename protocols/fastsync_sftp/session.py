@@ -190,8 +190,9 @@ class Session:
             self.on_loss(self)
 
     def pace(self, length: int, took_s: float, most: int) -> None:
-        """A block was delivered. The window grows with what is delivered, at the pace of TCP's slow start:
-        what is given to a new connection too early waits there while others run dry.
+        """A block was delivered. The window grows with what is delivered, by a quarter in a round trip: what
+        is given to a new connection too early waits there while others run dry, and at the pace of TCP's
+        slow start the queue in front of a link overflows before the first late answer is seen.
 
         What is read is answered late when the way is full; more requests would only make queues overflow,
         and every connection slow down at once. What is written (`took_s` 0) is held back by SSH itself.
@@ -199,7 +200,7 @@ class Session:
         if took_s > _LATE[0] * self.rtt_s + _LATE[1]:
             self.window = max(self.window - length // 4, _LEAST_WINDOW)
         elif took_s <= _UNHURRIED[0] * self.rtt_s + _UNHURRIED[1]:
-            self.window = min(self.window + length, most)
+            self.window = min(self.window + length // 4, most)
 
     # -- asking --------------------------------------------------------------------------------------
 
