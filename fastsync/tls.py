@@ -34,6 +34,7 @@ class TlsSocket:
         # Without the call in between, where there is one: a GiB has a quarter of a million records.
         inner: Any = getattr(self._tls, "_sslobj", self._tls)
         self._read: Callable[[int, memoryview], int] = inner.read
+        self.fetched = 0  # bytes that came, of whatever is in them
         self._raw: memoryview | None = None
         self._unsent = memoryview(b"")
         self._blocks = True
@@ -67,10 +68,14 @@ class TlsSocket:
         block = bytearray(size)
         return bytes(block[: self._fill(memoryview(block))])
 
-    def recv_into(self, block: memoryview) -> int:
-        """As much as has come and fits; 0 at the end. For threads: waits for its turn to decrypt."""
+    def recv_into(self, block: memoryview, _size: int = 0, flags: int = 0) -> int:
+        """As much as has come and fits; 0 at the end. For threads: waits for its turn to decrypt.
+
+        With MSG_WAITALL, which is for when so much is still to come, it waits for more to have come, up to
+        the socket's timeout.
+        """
         if not self.has_more and not self._is_over:
-            self._fetch(0)
+            self._fetch(flags, len(block))  # what is encrypted is longer
         while True:
             with _DECRYPTING, contextlib.suppress(BlockingIOError):
                 return self._fill(block, socket.MSG_DONTWAIT)
@@ -103,11 +108,12 @@ class TlsSocket:
                     return filled
                 raise
 
-    def _fetch(self, flags: int) -> None:
+    def _fetch(self, flags: int, most: int = _RAW) -> None:
         raw = self._raw
         if raw is None:
             raw = self._raw = memoryview(bytearray(_RAW))
-        count = self._sock.recv_into(raw, 0, flags)
+        count = self._sock.recv_into(raw[:most], 0, flags)
+        self.fetched += count
         if count:
             self._in.write(raw[:count])
         else:

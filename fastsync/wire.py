@@ -55,6 +55,9 @@ MAX_BODY: Final = 16 << 20
 MAX_REFUSAL: Final = 1 << 20
 _BLOCK: Final = READ_BUFFER  # less costs calls and turns of the interpreter, more brings nothing
 _SMALL: Final = 64 << 10
+# How much of a body the kernel gathers before it wakes a thread, and for how long it does at the most.
+_GATHERED: Final = 256 << 10
+_GATHERING_S: Final = 0.2
 _TELL_EVERY: Final = 1 << 20
 _TICK_S: Final = 1.0
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -1177,7 +1180,11 @@ class _Body:
                 raise _Dead from refused
             data += block[:count]
         self._rest = bytes(data)
-        _set_timeouts(sock, self._options.stall_timeout_s)
+        self._heard = time.monotonic()
+        # What there is to gather is known of a body of known length alone.
+        self._gathers = self.head.length is not None and not self.head.chunked
+        patience = self._options.stall_timeout_s
+        _set_timeouts(sock, min(_GATHERING_S, patience) if self._gathers else patience)
 
     def _receive(self, block: memoryview) -> int:
         """What has come, as much as fits; 0 at the end."""
@@ -1185,6 +1192,24 @@ class _Body:
             return self._sock.recv_into(block)
         except BlockingIOError as error:
             raise Stalled("the server fell silent") from error
+
+    def _gather(self, block: memoryview) -> int:
+        """As much as fits, or what comes within a moment; 0 at the end. Over a link, each turn of a thread
+        would else be for a few packets."""
+        sock = self._sock
+        fetched = sock.fetched if isinstance(sock, TlsSocket) else 0
+        while True:
+            try:
+                count = sock.recv_into(block, 0, socket.MSG_WAITALL)
+            except BlockingIOError as error:
+                if isinstance(sock, TlsSocket) and sock.fetched != fetched:
+                    # A part of a record is no silence.
+                    fetched, self._heard = sock.fetched, time.monotonic()
+                if time.monotonic() - self._heard >= self._options.stall_timeout_s:
+                    raise Stalled("the server fell silent") from error
+                continue
+            self._heard = time.monotonic()
+            return count
 
     def pieces(self, *, own: bool = False, into: memoryview | None = None) -> Iterator[memoryview]:
         """The body as it comes. Each piece is valid until the next, or `own` by itself, or a piece of `into`,
@@ -1205,7 +1230,10 @@ class _Body:
                 if into is not None:
                     block = into[:_BLOCK]
                 try:
-                    count = self._receive(block if left is None else block[:left])
+                    if self._gathers and left is not None:
+                        count = self._gather(block[: min(left, _GATHERED)])
+                    else:
+                        count = self._receive(block)
                 except ConnectionError as error:
                     raise Transient("the connection broke within the body") from error
                 if not count:
