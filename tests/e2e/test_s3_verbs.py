@@ -146,6 +146,11 @@ def test_cat(fastsync: Fastsync, s3: S3Server, bucket: str, tmp_path: Path) -> N
     assert cat("--offset", "2M", place) == content[2 * MIB :]
     done = fastsync("cat", place, f"s3://{bucket}/nope")
     assert (done.code, done.stdout) == (3, "")
+    # What goes to a file waits in memory, not in pages for a pipe.
+    with (tmp_path / "out").open("wb") as out:
+        command = fastsync.command("cat", "-c", "4", "--chunk-size", "64K", place)
+        subprocess.run(command, env=fastsync.environ, check=True, stdout=out, timeout=60)
+    assert (tmp_path / "out").read_bytes() == content
 
 
 # -- rm ----------------------------------------------------------------------------------------------

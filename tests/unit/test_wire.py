@@ -480,3 +480,35 @@ async def test_more_than_there_is_memory_for() -> None:
                 GET, Memory(0, memoryview(room)), 0, 5, check=accept, progress=ignore
             )
         assert room == bytes(5)
+
+
+async def test_what_comes_slowly_is_told_as_it_comes() -> None:
+    """A body that takes longer than patience lasts, but is never silent for so long."""
+    pieces, told = 6, asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % pieces)
+        for _ in range(pieces):
+            await asyncio.sleep(0.4)
+            told.clear()
+            writer.write(b"x")
+            await writer.drain()
+            await told.wait()  # it was handed on before the next is sent
+
+    def heard(_piece: memoryview) -> None:
+        loop.call_soon_threadsafe(told.set)
+
+    loop = asyncio.get_running_loop()
+    async with wired(script, min_rate=0) as (wire, _):
+        room = bytearray(pieces)
+        await wire.receive_into_file(
+            GET,
+            Memory(0, memoryview(room)),
+            0,
+            pieces,
+            check=accept,
+            progress=ignore,
+            digest=heard,
+        )
+        assert room == b"x" * pieces
