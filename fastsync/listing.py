@@ -137,6 +137,10 @@ async def run_stat(place: Place, request: Request) -> AsyncIterator[Details]:
         async with closing(_listed(store, wild, options)) as pages:
             async for entries, faults in pages:
                 for entry in chosen.select(entries):
+                    if (
+                        entry.kind == "file" and entry.mtime_ns is None
+                    ):  # some listings tell no times
+                        entry = await _standing(store, entry.path, follow=False)
                     yield Details(
                         store.location.child(entry.path), entry, await _described(store, entry)
                     )

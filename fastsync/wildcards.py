@@ -18,6 +18,8 @@ from fastsync.filters import Glob
 from fastsync.location import LOCAL_SCHEME, Location
 
 _WILD = re.compile(r"\\.|[*?\[]", re.DOTALL)
+# What is below a path that matches matches, too.
+_OPEN_END = re.compile(r"(?:\\.|[^\\])*?\*\*", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +48,10 @@ class Wildcard:
         """What the store lists below its location, as far as it is meant.
 
         A directory that is meant stands for all that is in it if ``options.recursive``; else it is one
-        entry, or with `needs_recursion` a fault.
+        entry, or with `needs_recursion` a fault. Where all that is in it matches by itself (``**`` at the
+        end) it is entered, too, and with `needs_recursion` no entry.
         """
+        enters = options.recursive or _OPEN_END.fullmatch(self.pattern) is not None
         inside: dict[str, bool] = {"": False}  # directories, by whether all in them is meant
 
         def is_inside(directory: str) -> bool:
@@ -62,7 +66,7 @@ class Wildcard:
 
         def prune(path: str) -> bool:
             if is_inside(path):
-                closed = not options.recursive
+                closed = not enters
             else:
                 closed = not self.glob.leads(path)
             return closed or (options.prune is not None and options.prune(path))
@@ -84,7 +88,8 @@ class Wildcard:
                     if not (is_inside(path.rpartition("/")[0]) or self.glob.matches(path)):
                         continue
                     if entry.kind == "dir" and needs_recursion and not options.recursive:
-                        missed.append(Fault(path, _needs_recursion(store.location.child(path))))
+                        if not enters:
+                            missed.append(Fault(path, _needs_recursion(store.location.child(path))))
                     else:
                         kept.append(entry)
                 if kept or missed:

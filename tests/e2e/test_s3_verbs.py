@@ -117,6 +117,8 @@ def test_stat(fastsync: Fastsync, s3: S3Server, bucket: str) -> None:
     assert told["mtime"] == "2020-09-13T12:26:40.123456789Z"
     assert told["more"]["content-type"] == "text/x-y"
     assert told["more"]["x-amz-meta-colour"] == "blue"
+    (wild,) = lines(fastsync("stat", "--json", f"s3://{bucket}/s*"))
+    assert (wild["mtime"], wild["mode"]) == (told["mtime"], told["mode"])
     assert (
         "  modified: 2020-09-13T12:26:40.123456789Z\n"
         in fastsync("stat", f"s3://{bucket}/s").stdout

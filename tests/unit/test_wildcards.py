@@ -160,6 +160,28 @@ def test_a_directory_that_matches_needs_recursion() -> None:
     assert list(MemoryBackend.box("m").files()) == ["to/a", "to/dir/b"]
 
 
+@pytest.mark.parametrize("scheme", ["bucket", "mem"])
+@pytest.mark.parametrize("pattern", ["in/**", "in/d**"])
+def test_two_stars_at_the_end_need_no_recursion(scheme: str, pattern: str) -> None:
+    """They cross "/": all below a directory that matches is a match itself."""
+    box = (MemoryBackend if scheme == "mem" else BareMemoryBackend).box("b")
+    for name in ("in/dir/b", "in/dir/deep/c", "out/d"):
+        box.put(name, name.encode())
+    assert fastsync.cp(f"{scheme}://b/{pattern}", "mem://m/to/").exit_code == 0
+    assert list(MemoryBackend.box("m").files()) == ["to/dir/b", "to/dir/deep/c"]
+    assert fastsync.rm(f"{scheme}://b/{pattern}").exit_code == 0
+    assert list(box.files()) == ["out/d"]
+
+
+@pytest.mark.parametrize("pattern", ["in/**/dir", r"in/d\**"])
+def test_other_stars_do(pattern: str) -> None:
+    box = BareMemoryBackend.box("b")
+    box.put("in/dir/b", b"b")
+    box.put("in/d*r/b", b"b")
+    assert fastsync.rm(f"bucket://b/{pattern}").exit_code == 1
+    assert len(box.files()) == 2
+
+
 def test_nothing_matches() -> None:
     BareMemoryBackend.box("b").put("in/a", b"a")
     assert fastsync.cp("bucket://b/in/*.x", "mem://m/to/").exit_code == 3
