@@ -64,6 +64,8 @@ class Location:
         if not relative:
             return self
         path = self.path if not self.path or self.path.endswith("/") else self.path + "/"
+        if not path and relative.startswith("/") and self.scheme != LOCAL_SCHEME:
+            path = "/"  # a key "/x" of a bucket is not its key "x"
         return self._with_path(path + relative)
 
     def parent(self) -> Location:

@@ -128,6 +128,8 @@ class Tally:
         """An item failed: counted, kept for the summary, and told at once."""
         self.totals.failed += 1
         self._exit_codes.add(error.exit_code)
+        if source is not None and error.where and path.startswith(error.where):
+            error.where = str(source)  # the gate of names knows no more than the name
         error.at(str(destination or source or path))
         places = ("" if source is None else str(source), str(destination or ""))
         item = Item(operation, path, *places, None, "", error=error)

@@ -19,6 +19,7 @@ UNSAFE: Final = (
     "p//double",
     "p/./dot",
     "p/../dotdot",
+    "p/../dotdot2",
     "p/d/../../up",
     "p//",
     "p/trail/../",
@@ -90,8 +91,11 @@ def test_towards_a_disk_each_is_refused_and_counted(
     inner.mkdir(parents=True)
     for delete in ((), ("--delete",)):
         done = fastsync("sync", "--json", *delete, f"s3://{bucket}/p", inner)
-        total = json.loads(done.stdout.splitlines()[-1])
+        *lines, total = map(json.loads, done.stdout.splitlines())
         assert (done.code, total["failed"]) == (1, len(UNSAFE)), done.stdout
+        for line in lines:  # each says where: the key, or the file that the disk refused
+            where = (f"s3://{bucket}/p/", str(inner))
+            assert line["success"] or line["error"].startswith(where), line
         files = {name for name, shot in picture(inner).items() if shot.kind == "file"}
         assert files == {key.removeprefix("p/") for key in SAFE}
         assert os.listdir(tmp_path / "outer") == ["inner"]

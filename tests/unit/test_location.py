@@ -172,6 +172,12 @@ def test_children_and_parents_elsewhere(names: list[str], top: str) -> None:
     assert (child.host, child.port, child.user, child.password) == ("bucket", 9000, "me", SECRET)
 
 
+@pytest.mark.parametrize("top", ["s3://bucket", "s3://bucket/"])
+def test_a_child_whose_name_begins_with_a_slash_is_not_the_one_without(top: str) -> None:
+    assert str(parse(top).child("/x")) == "s3://bucket//x"
+    assert str(parse(top).child("x")) == "s3://bucket/x"
+
+
 def test_the_child_of_nothing_is_the_place_itself() -> None:
     place = parse("http://host/x?token")
     assert place.child("") is place
