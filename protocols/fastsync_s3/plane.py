@@ -7,6 +7,7 @@ models) is done once here, at `Plane.open`; a request is then a head of text and
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import (
@@ -49,6 +50,9 @@ _SKEW: Final = ("RequestTimeTooSkewed", "RequestExpired")
 _EXPIRED: Final = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired")
 
 
+# Answers to what was signed for another region, at a wrong time or with what has expired.
+_SENT_WRONGLY: Final = (301, 307, 400, 403)
+_WORDLESS: Final = (400, 403)
 # What was asked, in words that tell more than HTTP's.
 _OF_BUCKETS: Final = {
     "GET": "list the bucket",
@@ -332,9 +336,8 @@ class Plane:
             if error is None:
                 self.pace.went_well(1)
                 return reply
-            if call.method == "HEAD" and reply.status in (400, 403):
-                # Without a word: answers to HEAD have no body. One to GET has, and the same reason.
-                asked = call._replace(method="GET", headers={**call.headers, "range": "bytes=0-0"})
+            if call.method == "HEAD" and reply.status in _WORDLESS:
+                asked = _asking_why(call)
                 reply = await self.wire.ask(self._outgoing(asked, credentials))
                 error = self.error_of(reply, asked, call) or error
             if corrected or not await self._correct(reply):
@@ -347,10 +350,11 @@ class Plane:
         """Many small exchanges at once; the answer has one item per call."""
         credentials = await self.control.credentials()
         answers = await self._ask_all(calls, credentials, most)
-        # The first answer tells whether all of them were sent wrongly.
-        if answers and isinstance(first := answers[0], Reply):
-            if self.error_of(first, calls[0]) is not None and await self._correct(first):
-                answers = await self._ask_all(calls, await self.control.credentials(), most)
+        if again := await self._sent_wrongly(calls, answers, credentials):
+            credentials = await self.control.credentials()
+            others = await self._ask_all([calls[index] for index in again], credentials, most)
+            for index, answer in zip(again, others, strict=True):
+                answers[index] = answer
         mapped: list[Reply | FastsyncError] = []
         went_well = 0
         for call, answer in zip(calls, answers, strict=True):
@@ -363,6 +367,30 @@ class Plane:
                 mapped.append(self.error_of(answer, call) or answer)
         self.pace.went_well(went_well)
         return mapped
+
+    async def _sent_wrongly(
+        self,
+        calls: Sequence[Call],
+        answers: Sequence[Reply | FastsyncError],
+        credentials: Credentials | None,
+    ) -> list[int]:
+        """Which to ask again: the server told what they should have been sent. Credentials may expire at
+        any of them."""
+        groups: dict[tuple[bool, int, str], list[int]] = {}
+        for index, (call, answer) in enumerate(zip(calls, answers, strict=True)):
+            if isinstance(answer, Reply) and answer.status in _SENT_WRONGLY:
+                code = parse_error(answer.body).code if answer.body else ""
+                groups.setdefault((call.method == "HEAD", answer.status, code), []).append(index)
+        for (is_head, status, _), group in groups.items():
+            told = answers[group[0]]
+            if is_head and status in _WORDLESS:
+                with contextlib.suppress(FastsyncError):
+                    told = await self.wire.ask(
+                        self._outgoing(_asking_why(calls[group[0]]), credentials)
+                    )
+            if isinstance(told, Reply) and await self._correct(told):
+                return group
+        return []
 
     async def _ask_all(
         self, calls: Sequence[Call], credentials: Credentials | None, most: int
@@ -439,6 +467,11 @@ class Plane:
         status = {"SlowDown": 503, "InternalError": 500, "AccessDenied": 403}.get(told.code, 400)
         said = self.control.masked(told.message)
         return map_error(status, told.code, said, {}, self.where(key), action)
+
+
+def _asking_why(call: Call) -> Call:
+    """A GET in the place of a HEAD, whose answers have no body: it is refused for the same reason."""
+    return call._replace(method="GET", headers={**call.headers, "range": "bytes=0-0"})
 
 
 def is_in_doubt(error: FastsyncError) -> bool:

@@ -707,8 +707,10 @@ def test_a_burst_of_refusals_is_answered_by_fewer_requests(
     assert max(crowd) <= 12
 
 
+@pytest.mark.parametrize("operation", ["GetObject", "PutObject"])
+@pytest.mark.parametrize("skip", [0, 10])
 def test_credentials_that_expire_on_the_way_are_renewed(
-    server: HostileS3, command: Fastsync, tmp_path: Path
+    server: HostileS3, command: Fastsync, tmp_path: Path, operation: str, skip: int
 ) -> None:
     """Those of a process, with hours to live by their own account: the server knows better."""
     for number in range(40):
@@ -728,11 +730,17 @@ def test_credentials_that_expire_on_the_way_are_renewed(
             return error(400, "ExpiredToken", "The provided token has expired.")
         return honest(request)
 
-    server.on("GetObject", judge, times=None)
-    done = command("cp", "-R", "-p", "4", "s3://bucket/", "to")
-    assert (done.code, done.stderr) == (0, "")
+    server.on(operation, judge, skip=skip, times=None)
+    for source, to in (("s3://bucket/", "to"), ("to/", "s3://bucket/up")):
+        calls.unlink(missing_ok=True)
+        done = command("cp", "-R", "-p", "4", source, to)
+        assert (done.code, done.stderr) == (0, "")
+        expired = (operation == "GetObject") == (to == "to")
+        assert calls.read_text().count("\n") == 1 + expired
     assert len(list((tmp_path / "to").iterdir())) == 40
-    assert calls.read_text().count("\n") == 2
+    assert len(server.keys("bucket")) == 80
+    # What went well is not sent again.
+    assert server.count(operation) <= 80 - skip
 
 
 @pytest.fixture
