@@ -46,6 +46,12 @@ class S3Backend:
                 where=str(location),
                 hint="another server is named by --endpoint-url or a [places] table",
             )
+        if not location.host and location.path.strip("/"):
+            raise UsageError(
+                "the name of the bucket is missing",
+                where=str(location),
+                hint="write s3://BUCKET/KEY, with two slashes in front of the bucket",
+            )
         chosen = S3Options.of(options.place)
         settings = frozenset(options.place.items())
         control = self._controls.get(settings)

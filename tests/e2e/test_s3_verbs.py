@@ -57,6 +57,9 @@ def test_ls(fastsync: Fastsync, bucket: str) -> None:
 
 def test_ls_of_buckets(fastsync: Fastsync, bucket: str) -> None:
     assert f"{bucket}/\n" in fastsync("ls", "s3://").stdout
+    slip = fastsync("ls", f"s3:///{bucket}")
+    assert (slip.code, slip.stdout) == (2, "")
+    assert "the bucket is missing" in slip.stderr
     told = [line for line in lines(fastsync("ls", "--json", "s3://")) if line["path"] == bucket]
     assert (told[0]["kind"], told[0]["success"]) == ("dir", True)
 
