@@ -718,6 +718,20 @@ class ReadsIntoMemory(Protocol):
 
 
 @runtime_checkable
+class ChecksInOrder(Protocol):
+    """A download that can check bytes which stay in no file, if it is shown them once more, in order."""
+
+    def begin_in_order(self) -> bool:
+        """Called before the first byte is read. True when there is a digest to be checked: all bytes of the
+        file then go through `add_next`, before `verify` is called."""
+        ...
+
+    def add_next(self, piece: memoryview) -> None:
+        """The next bytes of the file, from the first one on. May be called in a thread."""
+        ...
+
+
+@runtime_checkable
 class Validated(Protocol):
     """A download that can tell its version from every other one, in a later process too. What its parts
     report has arrived in order, from where each begins."""

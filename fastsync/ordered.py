@@ -19,6 +19,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from fastsync.backend import (
     READ_BUFFER,
+    ChecksInOrder,
     Download,
     Downloads,
     Entry,
@@ -90,6 +91,7 @@ class _Piece:
     end: Callable[[], None]
     memory: memoryview | None = None
     fetched: asyncio.Task[None] | None = None
+    shown: Callable[[memoryview], None] | None = None  # is to see the bytes first
     check: Callable[[], Awaitable[None]] | None = None  # before it is written
     check_after: Callable[[], None] | None = None
 
@@ -171,6 +173,8 @@ class _Cat:
         try:
             if piece.fetched is not None:
                 await piece.fetched
+            if piece.shown is not None:
+                await asyncio.get_running_loop().run_in_executor(None, _show, piece, piece.shown)
             if piece.check is not None:
                 await piece.check()
             if piece.memory is not None:
@@ -301,6 +305,9 @@ class _Cat:
             and not self._output.takes_pages
         )
         new_piece = self._new_memory if in_memory else self._new_piece
+        shown: Callable[[memoryview], None] | None = None
+        if offers(download, ChecksInOrder) and download.begin_in_order():
+            shown = download.add_next
         for at in range(start, stop, self._chunk):
             end = min(at + self._chunk, stop)
             await self._streams.take(1)
@@ -309,6 +316,7 @@ class _Cat:
             except BaseException:
                 self._streams.give_back(1)
                 raise
+            piece.shown = shown
             piece.fetched = asyncio.create_task(self._fetch(file, download, piece))
             self._tasks.add(piece.fetched)
             piece.fetched.add_done_callback(self._fetched)
@@ -460,6 +468,21 @@ def _checking(download: Download, fd: int | None) -> Callable[[], Awaitable[None
         await download.verify(fd)
 
     return check
+
+
+def _show(piece: _Piece, shown: Callable[[memoryview], None]) -> None:
+    """Blocks."""
+    if piece.memory is not None:
+        shown(piece.memory)
+        return
+    block = memoryview(bytearray(min(READ_BUFFER, piece.stop - piece.start)))
+    position = piece.start
+    while position < piece.stop:
+        count = os.preadv(piece.fd, [block[: piece.stop - position]], position)
+        if not count:
+            break  # `verify` misses the rest
+        shown(block[:count])
+        position += count
 
 
 def _unnamed_file() -> int:

@@ -41,8 +41,9 @@ _SECRET_KEY = re.compile(r"(?i)pass(w|phrase)|secret|token|key|credential|auth|c
 
 
 def is_secret(key: str) -> bool:
-    """Does this key of a place look as if its value should not be shown? Rather once too often."""
-    return _SECRET_KEY.search(key) is not None
+    """Does this key of a place look as if its value should not be shown? Rather once too often; but where
+    a secret is kept is none, and messages have to tell."""
+    return _SECRET_KEY.search(key) is not None and not key.endswith("_file")
 
 
 def _setting(

@@ -171,7 +171,7 @@ def error_of(status: int, headers: HeaderLines, where: str) -> FastsyncError:
         return Throttled(
             f"the server asks for patience: {said}",
             where=where,
-            retry_after_s=_patience_s(headers),
+            retry_after_s=patience_s(headers),
         )
     if status in _PASSING:
         return Transient(f"the server failed: {said}", where=where)
@@ -182,7 +182,7 @@ def error_of(status: int, headers: HeaderLines, where: str) -> FastsyncError:
     return IntegrityError(f"the server's answer makes no sense: {said}", where=where)
 
 
-def _patience_s(headers: HeaderLines) -> float | None:
+def patience_s(headers: HeaderLines) -> float | None:
     """Seconds to wait, as a number or a date (RFC 9110, 10.2.3)."""
     told = headers.get("retry-after") or ""
     if told.isdecimal() and len(told) < 7:

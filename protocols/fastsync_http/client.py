@@ -12,12 +12,12 @@ import os
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeGuard, TypeVar
 
 from fastsync.backend import StoreOptions
 from fastsync.errors import FastsyncError, IntegrityError, PermissionRefused, Throttled, Transient
 from fastsync.wire import MAX_BODY, Origin, Outgoing, Reply, Wire, WireOptions
-from fastsync_http.answers import Representation, content_range, describe, error_of
+from fastsync_http.answers import Representation, content_range, describe, error_of, patience_s
 from fastsync_http.identity import Identity
 from fastsync_http.targets import MAX_REDIRECTS, REDIRECTS, Target, is_public, redirected
 
@@ -30,6 +30,9 @@ _LONGEST_PAUSE_S: Final = 20.0
 _ASKED_TIMES: Final = 4
 _ASKED_FOR_S: Final = 60.0
 _LONGEST_ASKED_S: Final = 5.0
+_BUSY_PAUSE_S: Final = 0.05
+# Rounds in a row in which a busy server let nothing pass.
+_IDLE_ROUNDS: Final = 3
 # Servers that connections are kept to; redirects may lead to many.
 _MAX_WIRES: Final = 32
 # The rest of an answer that is read so that its connection can be used again.
@@ -67,10 +70,15 @@ class Client:
         self._public: dict[str, bool | None] = {}
         self._lines: dict[tuple[Origin, bool], str] = {}
         self._proxies: dict[Origin, str | None] = {}
+        self._crowded = asyncio.Lock()
 
     @property
     def streams(self) -> int:
         return self._streams
+
+    @property
+    def retries(self) -> int:
+        return self._options.retries
 
     # -- requests ------------------------------------------------------------------------------------
 
@@ -161,7 +169,47 @@ class Client:
     ) -> list[Reply | FastsyncError]:
         """Many small exchanges with one server at once; the answer has one item per request."""
         with self.wire(origin) as wire:
-            return await wire.ask_all(requests, width=self._streams, most=most)
+            answers = await wire.ask_all(requests, width=self._streams, most=most)
+            busy = [number for number, answer in enumerate(answers) if _is_busy(answer)]
+            if busy:
+                async with self._crowded:
+                    await self._ask_fewer(wire, requests, most, answers, busy)
+        return answers
+
+    async def _ask_fewer(
+        self,
+        wire: Wire,
+        requests: Sequence[Outgoing],
+        most: int,
+        answers: list[Reply | FastsyncError],
+        busy: list[int],
+    ) -> None:
+        """Ask again what was one too many, as many at once as get through: a limit of requests in a second
+        makes it slow, and nothing fails, as long as there is some progress."""
+        width = max(1, len(requests) - len(busy))
+        idle = 0
+        refused: list[int] = busy
+        while busy and idle <= min(self._options.retries, _IDLE_ROUNDS):
+            if refused:
+                told = [
+                    patience_s(answer.headers)
+                    for answer in (answers[number] for number in refused)
+                    if _is_busy(answer)
+                ]
+                longest = max((one for one in told if one is not None), default=None)
+                pause = _jittered(_BUSY_PAUSE_S * 2.0**idle) if longest is None else longest
+                await asyncio.sleep(min(pause, 60.0))
+            asked, busy = busy[:width], busy[width:]
+            again = await wire.ask_all(
+                [requests[number] for number in asked], width=self._streams, most=most
+            )
+            for number, answer in zip(asked, again, strict=True):
+                answers[number] = answer
+            refused = [number for number in asked if _is_busy(answers[number])]
+            passed = len(asked) - len(refused)
+            idle = 0 if passed else idle + 1
+            width = max(1, passed) if refused else 2 * width
+            busy += refused  # behind the others: one may be refused for ever
 
     async def patiently(self, call: Callable[[], Awaitable[T]]) -> T:
         """What nobody else would try again."""
@@ -175,10 +223,8 @@ class Client:
                 is_asked = is_asked and (told is None or attempt * told <= _ASKED_FOR_S)
                 if attempt >= (_ASKED_TIMES * retries if is_asked else retries):
                     raise
-                import random  # with what it needs 2 ms, for what seldom happens
-
                 limit = _LONGEST_ASKED_S if is_asked else _LONGEST_PAUSE_S
-                pause = random.uniform(0.5, 1.0) * min(_FIRST_PAUSE_S * 2.0**attempt, limit)
+                pause = _jittered(min(_FIRST_PAUSE_S * 2.0**attempt, limit))
                 if told is not None:
                     pause = min(told, 60.0)
             await asyncio.sleep(pause)
@@ -198,7 +244,12 @@ class Client:
         ranged = True
         hops = 0
         while True:
-            reply = await self._look(target, ranged=ranged)
+            try:
+                reply = await self._look(target, ranged=ranged)
+            except FastsyncError as error:
+                if not hops:  # behind a redirect it is the server's name that helps
+                    error.where = where
+                raise
             status, headers = reply.status, reply.headers
             if status in REDIRECTS:
                 hops += 1
@@ -257,6 +308,17 @@ class Client:
             except (OSError, UnicodeError, ValueError):
                 return None
         return self._public[host]
+
+
+def _jittered(pause_s: float) -> float:
+    import random  # with what it needs 2 ms, for what seldom happens
+
+    return pause_s * random.uniform(0.5, 1.0)
+
+
+def _is_busy(answer: Reply | FastsyncError) -> TypeGuard[Reply]:
+    """Refused for being one of too many: nginx says 503 to them, unless it is told otherwise."""
+    return not isinstance(answer, FastsyncError) and answer.status in (429, 503)
 
 
 def _proxy_for(origin: Origin) -> str | None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _Check: TypeAlias = Callable[[int, Headers], None]
 _Take: TypeAlias = Callable[[memoryview], None]
 
+# A part that came so far before it broke off goes on at once, and has not used up a try.
+_WORTHWHILE: Final = 1 << 20
 # How a server says that an address which it redirected to, and signed, is good no more.
 _EXPIRED: Final = (401, 403, 404, 410)
 
@@ -37,6 +39,7 @@ class HttpDownload:
         # What came in order from the beginning is added up on its way.
         self._hasher: Hasher | None = None
         self._hashed = 0
+        self._is_shown_in_order = False
         # How far parts came that broke off, by where they begin.
         self._reached: dict[int, int] = {}
         self._goes_on = True
@@ -76,7 +79,11 @@ class HttpDownload:
             require_range(self._what or _as_listed(self.entry), start, end, headers, where)
             return True
         now = describe(status, headers)
-        require_same(self.entry, now, where)
+        entry = self.entry
+        if is_whole and self._store.is_read_in_one(entry.path):
+            # Mirrors with ETags of their own agree in size and date; one whole answer agrees with itself.
+            entry, self._what = entry._replace(version=None), None
+        require_same(entry, now, where)
         if self.entry.size is not None and now.size is None and "content-encoding" in headers:
             raise Changed("the server has begun to encode it", where=where)
         if self._what is None:
@@ -124,7 +131,7 @@ class HttpDownload:
             progress(position - start)
         if position >= stop:
             return
-        if position < self._hashed:
+        if position < self._hashed and not self._is_shown_in_order:
             self._hashed = -1  # bytes come again that are added up already
         held = position
 
@@ -142,15 +149,26 @@ class HttpDownload:
             held += len(piece)
 
         try:
-            await self._receive(position, stop, target, check, progress, take)
-        except Transient:
-            if self._goes_on and self._what is not None and self._what.strong is not None:
-                self._reached[start] = held
-            raise
+            while True:
+                try:
+                    await self._receive(position, stop, target, check, progress, take)
+                    return
+                except Transient:
+                    if not self._can_go_on:
+                        raise
+                    has_tries = self._store.client.retries > 0
+                    if not has_tries or held == stop or held - position < _WORTHWHILE:
+                        self._reached[start] = held
+                        raise
+                    position = held  # some servers end every connection after a while
         except Changed:
             # Mirrors that differ agree with themselves: the next look reads it in one piece.
             self._store.read_in_one(self.entry.path)
             raise
+
+    @property
+    def _can_go_on(self) -> bool:
+        return self._goes_on and self._what is not None and self._what.strong is not None
 
     async def _receive(
         self,
@@ -206,6 +224,8 @@ class HttpDownload:
                 is_again = True
                 continue
             except FastsyncError as error:
+                if isinstance(error, Changed):
+                    self._store.read_in_one(self.entry.path)
                 raise _at(error, self._where) from error
             break
         if is_all and (expected := self._expected) is not None:
@@ -252,12 +272,28 @@ class HttpDownload:
 
     def _add_up(self, position: int, piece: memoryview) -> None:
         """Called in threads, but for one `position` by one alone."""
-        if position != self._hashed or (expected := self._expected) is None:
+        if self._is_shown_in_order or position != self._hashed:
+            return
+        if (expected := self._expected) is None:
             return
         if self._hasher is None:
             if position:
                 return  # what came before was not added up
             self._hasher = expected.hasher()
+        self._hasher.update(piece)
+        self._hashed += len(piece)
+
+    def begin_in_order(self) -> bool:
+        """See `ChecksInOrder.begin_in_order`."""
+        expected = self._expected
+        if expected is None:
+            return False
+        self._is_shown_in_order, self._hasher, self._hashed = True, expected.hasher(), 0
+        return True
+
+    def add_next(self, piece: memoryview) -> None:
+        """See `ChecksInOrder.add_next`."""
+        assert self._hasher is not None
         self._hasher.update(piece)
         self._hashed += len(piece)
 
@@ -280,7 +316,7 @@ class HttpDownload:
             raise IntegrityError(
                 "parts that arrive side by side cannot be checked on their way to this place",
                 where=self._where,
-                hint="with --parallel-streams 1 they come in order",
+                hint="with --parallel 1 they come in order",
             )
         expected.check(found, self._where)
         return True

@@ -46,6 +46,10 @@ _UTC: Final = re.compile(
     r'\bdatetime="\s*([0-9]{4})-([0-9]{2})-([0-9]{2})[T ]([0-9]{2}):([0-9]{2}):([0-9]{2})'
     r'(?:\.[0-9]{1,9})?(?:Z| (?:\+|&\#43;)0000 UTC)"'
 )
+# Caddy tells the time, and in some versions the size, of a link itself and not of what it leads to.
+_LINKED: Final = re.compile(r"shortcut|symlink")
+# What we write into before it has its name, should the server's folder be a place of ours.
+_TEMPORARY: Final = re.compile(r"\.fs-[0-9a-f]{16}\.part")
 
 
 class Row(NamedTuple):
@@ -94,6 +98,8 @@ def _parse_json(text: str, where: str) -> Index:
             raise ListingError("the listing is not understood", where=where)
         mtime = item.get("mtime")
         mtime_ns = http_time(mtime) if isinstance(mtime, str) else None
+        if _TEMPORARY.fullmatch(name):
+            continue
         size = item.get("size")
         if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 1 << 60:
             size = None
@@ -124,6 +130,8 @@ def _parse_html(text: str, base: Target) -> Index:
     for number, end in zip(kept, ends, strict=True):
         encoded = names[number] or ""
         name = unquote_name(encoded.removesuffix("/"))
+        if _TEMPORARY.fullmatch(name):
+            continue
         if (error := _refusal(name)) is not None:
             faults[name] = Fault(name, error)
             continue
@@ -225,6 +233,8 @@ def _row(name: str, is_directory: bool, columns: str) -> Row:
     if is_directory:
         return Row(name, "dir", None, mtime_ns)
     if order is not None:
+        if _LINKED.search(columns):
+            return Row(name, "file")
         return Row(name, "file", int(order[1]), mtime_ns)
     if (end := columns.find("</a>")) >= 0:
         plain = html.unescape(_TAG.sub(" ", columns[end:]))

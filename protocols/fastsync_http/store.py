@@ -114,6 +114,9 @@ class HttpStore:
         if len(self._in_one) < _KEPT:
             self._in_one.add(path)
 
+    def is_read_in_one(self, path: str) -> bool:
+        return path in self._in_one
+
     # -- one entry -------------------------------------------------------------------------------------------
 
     async def stat(self, path: str, *, follow: bool = False) -> Entry:
@@ -197,6 +200,9 @@ class HttpStore:
             reply = await self.client.ask("GET", target, most=MAX_PAGE)
         except IntegrityError as error:
             raise ListingError(f"the page is not usable: {error.message}", where=where) from error
+        except FastsyncError as error:
+            error.where = where
+            raise
         refusal = error_of(reply.status, reply.headers, where)
         if reply.status != 200 and isinstance(refusal, Transient):
             raise refusal
@@ -316,7 +322,7 @@ class HttpStore:
 
     async def is_seekable(self, entry: Entry) -> bool:
         """See `SeeksSome.is_seekable`."""
-        if entry.path in self._in_one:
+        if self.is_read_in_one(entry.path):
             return False
         found = self._known(entry)
         if found is None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import os
 import re
 import subprocess
@@ -121,6 +123,29 @@ async def test_a_part_that_is_cut_is_fetched_on(fastsync: Fastsync) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout == CONTENT
     assert len(cut) >= len(CONTENT) // (128 << 10)
+
+
+@pytest.mark.parametrize("to", ["| cat", "> out; code=$?; cat out; exit $code"])
+@pytest.mark.parametrize("who", ["user", "server"])
+@pytest.mark.parametrize("is_right", [True, False])
+async def test_a_digest_is_of_what_is_written(
+    fastsync: Fastsync, to: str, who: str, is_right: bool
+) -> None:
+    """Ranges that come side by side are added up in order, into a pipe and into a file."""
+    digest = hashlib.sha256(CONTENT if is_right else b"another")
+    told = base64.b64encode(digest.digest()).decode()
+    headers = {"Repr-Digest": f"sha-256=:{told}:"} if who == "server" else {}
+    known = f"--checksum-of sha256:{digest.hexdigest()}" if who == "user" else ""
+    async with ScriptedServer(serve_bytes(CONTENT, headers)) as server:
+        line = f"fastsync cat {' '.join(CHUNKS)} {known} {server.url}/f {to}"
+        done = await asyncio.to_thread(run, fastsync, line, {})
+    if is_right:
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert done.stdout == CONTENT
+    else:
+        assert done.returncode == 4
+        assert CONTENT.startswith(done.stdout)
+        assert len(done.stdout) < len(CONTENT)
 
 
 async def test_a_slow_reader_holds_the_network_back(

@@ -170,11 +170,23 @@ async def test_mirrors_that_differ(tmp_path: Path) -> None:
         return serve_bytes(CONTENT, {"ETag": f'"mirror-{turns % 2}"'})(asked)
 
     summary, _ = await download(script, tmp_path)
-    # It depends on who answers last whether it is copied; never is it put together.
-    if summary.exit_code == 0:
-        assert (tmp_path / "file").read_bytes() == CONTENT
-    else:
-        assert isinstance(failure(summary), Changed)
+    assert summary.exit_code == 0
+    assert (tmp_path / "file").read_bytes() == CONTENT
+
+
+async def test_mirrors_of_another_date_differ(tmp_path: Path) -> None:
+    """An ETag may be the server's own; a date is of the content, and what is listed is what is copied."""
+    turns = 0
+
+    def script(asked: Asked) -> Answer:
+        nonlocal turns
+        turns += 1
+        told = {"ETag": f'"{turns}"', "Last-Modified": f"Tue, 14 Nov 2023 22:13:2{turns % 10} GMT"}
+        return serve_bytes(CONTENT, told)(asked)
+
+    summary, _ = await download(script, tmp_path)
+    assert isinstance(failure(summary), Changed)
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_a_change_half_way(tmp_path: Path) -> None:
@@ -213,6 +225,31 @@ async def test_a_part_that_is_cut_goes_on_where_it_was(tmp_path: Path) -> None:
     assert f"bytes={int(start) + 30_000}-{last}" in [
         asked.headers.get("range") for asked in server.asked
     ]
+
+
+@pytest.mark.parametrize(("after", "is_enough"), [(1 << 20, True), (1000, False)])
+async def test_a_server_that_ends_every_connection(
+    tmp_path: Path, after: int, is_enough: bool
+) -> None:
+    """A part that gets on has not used up its tries; one that hardly does has."""
+    content = noise(9 << 20)
+
+    def script(asked: Asked) -> Answer:
+        made = serve_bytes(content)(asked)
+        if len(made.body) > after:
+            made.headers["Content-Length"] = str(len(made.body))
+            made.body, made.cuts = made.body[:after], True
+        return made
+
+    async with ScriptedServer(script) as server:
+        settings = Settings(chunk_size=5 << 20, small_file_threshold=0, retry_count=1, resume=False)
+        summary = await run_cp(f"{server.url}/file", str(tmp_path / "file"), Request(settings))
+    if is_enough:
+        assert summary.exit_code == 0
+        assert (tmp_path / "file").read_bytes() == content
+    else:
+        assert summary.exit_code == 1
+        assert list(tmp_path.iterdir()) == []
 
 
 async def test_a_body_that_stops(tmp_path: Path) -> None:
@@ -316,6 +353,30 @@ async def test_throttling_without_end(tmp_path: Path) -> None:
     summary, server = await download(script, tmp_path)
     assert isinstance(failure(summary), Throttled)
     assert len(server.asked) < 60
+
+
+async def test_small_files_of_a_server_with_a_limit(tmp_path: Path) -> None:
+    """Fifty requests in a second get through, never two at once; there are far more files than tries."""
+    names = [f"f{number:02}" for number in range(10)]
+    good = tree({"/d/": page(*names)}, serve_bytes(b"content"))
+    passed = 0.0
+
+    def script(asked: Asked) -> Answer:
+        nonlocal passed
+        now = time.monotonic()
+        # One is refused for ever, and stops nobody else.
+        if asked.path == "/d/f00" or (asked.path != "/d/" and now - passed < 0.02):
+            return Answer(503)
+        passed = now
+        made = good(asked)
+        assert isinstance(made, Answer)
+        return made
+
+    async with ScriptedServer(script) as server:
+        request = Request(Settings(retry_count=2))
+        summary = await run_sync(f"{server.url}/d/", str(tmp_path), request)
+    assert summary.exit_code == 3  # one of them could not be looked at
+    assert sorted(path.name for path in tmp_path.iterdir()) == names[1:]
 
 
 # -- digests -----------------------------------------------------------------------------------------------
@@ -517,7 +578,7 @@ async def test_names_that_lead_elsewhere() -> None:
     links = (
         "../up", "/other", "//evil.example/x", "http://evil.example/d/x", "a/b", "?C=N", "x?y=1",
         "javascript:alert(1)", "mailto:x@y", "#top", "", "./", "/d/", "/d/plain", "plain",
-        "%2e%2e%2fescape", "%2e%2e/", "nul%00",
+        "%2e%2e%2fescape", "%2e%2e/", "nul%00", ".fs-0123456789abcdef.part",
     )  # fmt: skip
     paths, faults = await _listed(tree({"/d/": page(*links)}, serve_bytes(b"content")))
     assert paths == ["plain"]

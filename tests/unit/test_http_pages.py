@@ -96,6 +96,10 @@ CADDY = """<html><head><title>a b</title></head><body><main>
     <a href="./file"><svg width="1.5em"><use xlink:href="#file"></use></svg><span class="name">file</span></a>
   </td><td data-order="10101">9.9 KiB</td>
   <td class="hideable"><time datetime=" 2023-11-14T22:13:20Z">11/14/2023 10:13:20 PM +00:00</time></td></tr>
+<tr class="file"><td></td><td>
+    <a href="./link"><svg width="1.5em"><use xlink:href="#file-shortcut"></use></svg><span class="name">link</span></a>
+  </td><td data-order="10101">9.9 KiB</td>
+  <td class="hideable"><time datetime=" 2026-11-14T22:13:20Z">11/14/2026 10:13:20 PM +00:00</time></td></tr>
 </main></body></html>
 """  # noqa: E501
 RCLONE = """<html><head><title>/pub/a b</title></head><body>
@@ -137,7 +141,13 @@ SUB = Row("sub", "dir")
             [Row("file", "file", 777), Row("large", "file"), Row("told", "file"), SUB],
         ),
         (LIGHTTPD, [SUB, Row("'q\"", "file")]),
-        (CADDY, [Row("sub", "dir", None, NOV_14), Row("file", "file", 10101, NOV_14)]),
+        (
+            CADDY,
+            [
+                Row("sub", "dir", None, NOV_14), Row("file", "file", 10101, NOV_14),
+                Row("link", "file"),
+            ],
+        ),
         (RCLONE, [Row("sub", "dir", None, NOV_14), Row("file", "file", 10101, NOV_14)]),
         (PYTHON, [Row("'q\"", "file"), SUB]),
     ],
@@ -150,6 +160,14 @@ def test_pages(page: str, rows: list[Row]) -> None:
     found = parse(page.encode(), "text/html; charset=utf-8", BASE)
     assert found.rows == rows
     assert found.faults == []
+
+
+def test_what_is_half_written_in_a_folder_of_ours() -> None:
+    name = ".fs-0123456789abcdef.part"
+    page = f'<title>Index of /</title><a href="{name}">{name}</a><a href="x">x</a>'
+    assert [row.name for row in parse(page.encode(), "text/html", BASE).rows] == ["x"]
+    body = f'[{{"name": "{name}", "type": "file", "size": 5}}]'
+    assert parse(body.encode(), "application/json", BASE).rows == []
 
 
 def test_nginx_json() -> None:
