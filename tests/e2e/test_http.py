@@ -20,6 +20,8 @@ from web import (
     Tls,
     WebServer,
     make_tls,
+    running_apache,
+    running_lighttpd,
     running_nginx,
     running_python,
     running_rclone,
@@ -107,8 +109,13 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
             "tls": stack.enter_context(running_nginx(serve("tls"), tls=tls)),
             "python": stack.enter_context(running_python(serve("python"))),
         }
-        with contextlib.suppress(pytest.skip.Exception):
-            servers["rclone"] = stack.enter_context(running_rclone(serve("rclone")))
+        for name, running in (
+            ("apache", running_apache),
+            ("lighttpd", running_lighttpd),
+            ("rclone", running_rclone),
+        ):
+            with contextlib.suppress(pytest.skip.Exception):
+                servers[name] = stack.enter_context(running(serve(name)))
         urls = {name: f"{server.url}/" for name, server in servers.items()}
         for name in re.findall(r"location /(\w+)/", _NGINX):
             urls[name] = f"{urls['nginx']}{name}/"
@@ -126,7 +133,10 @@ def contents(root: Path) -> dict[str, bytes]:
 # -- trees -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["nginx", "json", "gzip", "tls", "python", "rclone", "busy"])
+@pytest.mark.parametrize(
+    "kind",
+    ["nginx", "json", "gzip", "tls", "apache", "lighttpd", "python", "rclone", "busy"],
+)
 def test_a_mirror(fastsync: Fastsync, web: Web, tmp_path: Path, kind: str) -> None:
     if kind not in web.urls:
         pytest.skip(f"no {kind} is installed")

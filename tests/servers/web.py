@@ -1,5 +1,6 @@
-"""Web servers for tests, each on a free port of the loopback and ended by its process: nginx, Python's
-http.server and rclone; and one in this process that answers what a script says, right or wrong."""
+"""Web servers for tests, each on a free port of the loopback and ended by its process: nginx, Apache,
+lighttpd, Python's http.server and rclone; and one in this process that answers what a script says, right
+or wrong."""
 
 from __future__ import annotations
 
@@ -110,6 +111,45 @@ def running_python(folder: Path) -> Iterator[WebServer]:
     root.mkdir(exist_ok=True)
     argv = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "-d", str(root)]
     with _running(argv, port, folder) as pid:
+        yield WebServer(f"http://127.0.0.1:{port}", root, pid)
+
+
+@contextlib.contextmanager
+def running_apache(folder: Path) -> Iterator[WebServer]:
+    """Apache httpd with the pages that it makes when nobody asks for more: names alone, in a list."""
+    program = find("apache2")
+    modules = Path("/usr/lib/apache2/modules")
+    port = free_port()
+    root = folder / "root"
+    root.mkdir(exist_ok=True)
+    loaded = "".join(
+        f"LoadModule {name}_module {modules}/mod_{name}.so\n"
+        for name in ("mpm_event", "authz_core", "dir", "autoindex")
+    )
+    config = folder / "apache.conf"
+    config.write_text(
+        f"""ServerRoot {folder}\nServerName localhost\nListen 127.0.0.1:{port}\n{loaded}
+        PidFile {folder}/apache.pid\nErrorLog {folder}/error.log\nDocumentRoot {root}
+        <Directory {root}>\nOptions Indexes\nRequire all granted\n</Directory>\n"""
+    )
+    with _running([program, "-X", "-f", str(config)], port, folder) as pid:
+        yield WebServer(f"http://127.0.0.1:{port}", root, pid)
+
+
+@contextlib.contextmanager
+def running_lighttpd(folder: Path) -> Iterator[WebServer]:
+    """lighttpd: rounded sizes, and times without a zone."""
+    program = find("lighttpd")
+    port = free_port()
+    root = folder / "root"
+    root.mkdir(exist_ok=True)
+    config = folder / "lighttpd.conf"
+    config.write_text(
+        f"""server.document-root = "{root}"\nserver.bind = "127.0.0.1"\nserver.port = {port}
+        server.modules = ("mod_dirlisting")\ndir-listing.activate = "enable"
+        mimetype.assign = ("" => "application/octet-stream")\n"""
+    )
+    with _running([program, "-D", "-f", str(config)], port, folder) as pid:
         yield WebServer(f"http://127.0.0.1:{port}", root, pid)
 
 
