@@ -189,13 +189,13 @@ class Foresight:
         return known
 
     async def _session(self, request: Request) -> Session:
-        session = self._sessions.get(id(request))
-        if session is None or len(self._addresses) > _MOST_PLACES:
+        if len(self._addresses) > _MOST_PLACES:
             await self._stack.aclose()
+            self._sessions.clear()
             self._addresses.clear()
+        session = self._sessions.get(id(request))
+        if session is None:
             request.filter()  # a pattern that is wrong
-            self._sessions = {}
-        if (session := self._sessions.get(id(request))) is None:
             quiet = dataclasses.replace(request, observer=Silent(), shared=self._shared)
             session = await self._stack.enter_async_context(Session(quiet))
             self._sessions[id(request)] = session
