@@ -17,6 +17,10 @@ FULL_STREAM: Final = 96 << 20
 LOOK_S: Final = 0.03
 # So many slow looks in a row say more than that somebody else had the processors.
 _SLOW_LOOKS: Final = 2
+# Where that many more brought at least so much more, it is worth more still; else only after a while, in
+# which whatever else was slow at first has come to speed.
+_GAIN: Final = 1.25
+_PATIENCE_S: Final = 2.0
 # Where nothing has come for so long, it is the way that takes the time.
 FAR_S: Final = 0.09
 
@@ -32,6 +36,8 @@ class Widening:
         self._since = clock()
         self._bytes = 0
         self._slow_looks = 0
+        self._rate = 0.0  # when they were made more, and when that was
+        self._widened = 0.0
         self._has_begun = False
 
     def moved(self, nbytes: int, /) -> None:
@@ -53,10 +59,11 @@ class Widening:
         if not self._has_begun:
             self.streams.widen(self._most)
             return
-        is_slow = brought < FULL_STREAM * width * elapsed
-        self._slow_looks = self._slow_looks + 1 if is_slow else 0
-        if self._slow_looks >= _SLOW_LOOKS:
-            self._slow_looks = 0
+        rate = brought / elapsed
+        self._slow_looks = self._slow_looks + 1 if rate < FULL_STREAM * width else 0
+        helps = rate >= _GAIN * self._rate or now - self._widened >= _PATIENCE_S
+        if self._slow_looks >= _SLOW_LOOKS and helps:
+            self._slow_looks, self._rate, self._widened = 0, rate, now
             self.streams.widen(min(self._most, 2 * width))
 
     @asynccontextmanager

@@ -37,6 +37,19 @@ async def test_a_service_that_paces_each_connection_gets_all_of_them() -> None:
     assert rounds(*await started(16), 85 * 10**6) == 16
 
 
+async def test_more_streams_that_brought_nothing_are_not_made_still_more_at_once() -> None:
+    widening, clock = await started(16)
+    widening.moved(1)
+    widths = []
+    for _ in range(100):
+        clock.now += LOOK_S
+        widening.moved(int(FULL_STREAM * LOOK_S))  # however many there are
+        widening.look()
+        widths.append(widening.streams.limit)
+    assert widths[:20] == [FEW_STREAMS, *[2 * FEW_STREAMS] * 19]
+    assert widths[-1] == 4 * FEW_STREAMS  # after a while it is tried again
+
+
 async def test_streams_never_pass_what_was_asked_for() -> None:
     assert rounds(*await started(3), 10) == 3
 
