@@ -175,6 +175,17 @@ class Work:
         """The path at the destination of a source's path."""
         return self.rename(path) if self.rename is not None else path
 
+    def aimed(self, actions: Sequence[Action]) -> Sequence[Action]:
+        """The same actions with what stands at the destination by its name there."""
+        if self.rename is None:
+            return actions
+        return [
+            action
+            if action.old is None
+            else action._replace(old=action.old._replace(path=self.rename(action.path)))
+            for action in actions
+        ]
+
     def jobs(self, actions: Sequence[Action]) -> list[CopyJob]:
         return [CopyJob(action.entry, self.target(action.path), action.old) for action in actions]
 
@@ -376,6 +387,7 @@ class Engine:
 
     async def _start(self, run: _Run, actions: Sequence[Action]) -> None:
         """Do what is quick, in order, and hand copies to the pool, waiting while it is behind."""
+        actions = run.work.aimed(actions)
         if run.work.vet is not None:
             vetted = list(zip(actions, await run.work.vet(actions), strict=True))
             for action, error in vetted:

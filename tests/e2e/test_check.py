@@ -127,3 +127,21 @@ def test_mistakes(
     done = fastsync("check", *arguments)
     assert done.code == code, done
     assert told in done.stderr
+
+
+@pytest.mark.parametrize("how", [(), ("--checksum",), ("--download",)])
+@pytest.mark.parametrize("size", [10, 3_000_000])
+def test_two_files(fastsync: Fastsync, tmp_path: Path, how: tuple[str, ...], size: int) -> None:
+    """The one with the other, and not with a third that has the first one's name beside the second."""
+    (tmp_path / "d").mkdir()
+    for name, content, when in (("a", b"1", 1), ("d/b", b"1", 2), ("d/a", b"2", 1)):
+        (tmp_path / name).write_bytes(content * size)
+        os.utime(tmp_path / name, (1_000_000_000 + when,) * 2)
+    done = fastsync("check", *how, "a", "d/b")
+    assert done.code == 1, done
+    assert "only the time differs" in done.stdout
+    assert fastsync("sync", "a", "d/b").code == 0
+    assert (tmp_path / "d/b").stat().st_mtime == 1_000_000_001
+    (tmp_path / "d/b").write_bytes(b"3" * size)
+    os.utime(tmp_path / "d/b", (1_000_000_002,) * 2)
+    assert "content differs" in fastsync("check", "--checksum", "a", "d/b").stdout
