@@ -260,7 +260,7 @@ def test_a_source_that_is_refused_deletes_nothing(
     s3.client.put_object(Bucket=bucket, Key="p/x", Body=b"x")
     for source in (f"s3://{bucket}/p", f"s3://{bucket}/p/", f"s3://{bucket}"):
         done = fastsync("sync", "--delete", source, "dest", env=environ)
-        assert done.code == (1 if "FASTSYNC_NO_SIGN_REQUEST" in environ else 5), done
+        assert done.code == (3 if "FASTSYNC_NO_SIGN_REQUEST" in environ else 5), done
         assert "wrong" not in done.stderr + done.stdout
     assert os.listdir(dest) == ["keep"]
     # The same for a destination: nothing is known about what is there.
