@@ -17,6 +17,7 @@ from fastsync.errors import (
     IntegrityError,
     ListingError,
     Missing,
+    NameRefused,
     NotFound,
     PermissionRefused,
     Transient,
@@ -93,8 +94,10 @@ async def whole(pages: AsyncIterator[Page], store: Source) -> AsyncIterator[Page
             async for page in listed:
                 if page.faults:
                     page = Page(page.entries, [_hiding(fault, store) for fault in page.faults])
-                    if page.faults[0].path == "":
-                        raise page.faults[0].error
+                    path, error = page.faults[0]
+                    # One that has no name below the place hides nothing but itself, too.
+                    if path == "" and not isinstance(error, NameRefused):
+                        raise error
                 yield page
     except FastsyncError as error:
         raise untrusted(error, store) from error

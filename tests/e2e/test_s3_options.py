@@ -210,7 +210,7 @@ def test_an_endpoint_and_how_to_address_it(fastsync: Fastsync, s3: S3Server, buc
         done = fastsync("cp", "-I", *options, "--addressing", addressing, FILE, f"s3://{bucket}/")
         assert done == (0, "", "")
     closed = fastsync("ls", "--endpoint-url", "http://127.0.0.1:1", f"s3://{bucket}")
-    assert (closed.code, "http://127.0.0.1:1: connection refused" in closed.stderr) == (1, True)
+    assert (closed.code, "http://127.0.0.1:1: connection refused" in closed.stderr) == (3, True)
 
 
 def test_certificates(fastsync: Fastsync, versitygw_tls: S3Server, tmp_path: Path) -> None:

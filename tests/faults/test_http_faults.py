@@ -352,7 +352,7 @@ async def test_throttling_without_end(tmp_path: Path) -> None:
 
     summary, server = await download(script, tmp_path)
     assert isinstance(failure(summary), Throttled)
-    assert len(server.asked) < 60
+    assert len(server.asked) < 200  # 20 times on each of several streams
 
 
 async def test_small_files_of_a_server_with_a_limit(tmp_path: Path) -> None:
