@@ -173,6 +173,17 @@ def serve(root: str, mount: str, told: dict[str, Any]) -> None:
     mfusepy.FUSE(Disk(), mount, foreground=True, **options)
 
 
+# What libfuse and mount(2) say where a container or a kernel does not let them.
+_NOT_HERE = (
+    "libfuse",
+    "not permitted",
+    "denied",
+    "device not found",
+    "No such device",
+    "fusermount",
+)
+
+
 @contextlib.contextmanager
 def mounted(root: Path, mount: Path, **faults: Any) -> Iterator[Path]:
     """`root` seen at `mount` through these faults. Skips the test where there is no FUSE."""
@@ -187,7 +198,7 @@ def mounted(root: Path, mount: Path, **faults: Any) -> Iterator[Path]:
         while not os.path.ismount(mount):
             if process.poll() is not None:
                 said = (process.stderr.read() if process.stderr else "").strip()
-                if "libfuse" in said or "Operation not permitted" in said:
+                if any(reason in said for reason in _NOT_HERE):
                     pytest.skip(f"FUSE does not work here: {said.splitlines()[-1]}")
                 pytest.fail(f"the filesystem ended: {said}")
             assert time.monotonic() < deadline
