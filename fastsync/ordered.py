@@ -110,6 +110,10 @@ async def run_cat(
     locations = all_located(places)
     if not locations:
         raise UsageError("no place given")
+    if request.settings.checksum_of is not None and (offset or count is not None):
+        raise UsageError(
+            "--checksum-of is about whole files", hint="leave out --offset and --count, or this"
+        )
     async with Session(request) as session:
         run = _Cat(session, Output(output), offset, count)
         started = time.monotonic()

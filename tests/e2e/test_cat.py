@@ -71,6 +71,14 @@ def test_a_reader_that_has_seen_enough(fastsync: Fastsync, tmp_path: Path) -> No
     assert (done.stdout, done.stderr) == (CONTENT[:10] + b"141", b"")
 
 
+@pytest.mark.parametrize("part", ["--offset 1", "--count 0"])
+def test_a_digest_of_the_whole_says_nothing_of_a_part(fastsync: Fastsync, part: str) -> None:
+    wanted = f"--checksum-of sha256:{'0' * 64}"
+    done = run(fastsync, f"fastsync cat {wanted} {part} http://127.0.0.1:1/a")
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"--checksum-of is about whole files" in done.stderr
+
+
 def test_nothing_is_written_if_a_place_is_wrong(fastsync: Fastsync, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(CONTENT)
     done = run(fastsync, "fastsync cat a nope")
