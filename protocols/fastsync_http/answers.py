@@ -21,7 +21,6 @@ from fastsync.errors import (
 from fastsync_http.digests import Expected, announced
 
 _CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
-_UNSATISFIED: Final = re.compile(r"bytes \*/([0-9]{1,18})")
 # Answers that may be another tomorrow (RFC 9110, 15).
 _PASSING: Final = (408, 425, 500, 502, 504)
 
@@ -92,12 +91,6 @@ def describe(status: int, headers: HeaderLines) -> Representation:
         has_ranges,
         announced(headers, is_whole=status == 200),
     )
-
-
-def unsatisfied_size(headers: HeaderLines) -> int | None:
-    """The size that a refused range (416) tells."""
-    match = _UNSATISFIED.fullmatch(headers.get("content-range") or "")
-    return int(match[1]) if match else None
 
 
 def content_range(headers: HeaderLines) -> tuple[int, int, int | None]:
