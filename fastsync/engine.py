@@ -24,7 +24,7 @@ from collections.abc import (
 )
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 from fastsync.backend import (
     READ_BUFFER,
@@ -96,6 +96,8 @@ _SAME: Final = {
 }
 
 Job: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
+Item = TypeVar("Item", "Action", "Entry")
+
 # One answer per action, or per entry that is to be deleted.
 Vet: TypeAlias = Callable[["Sequence[Action | Entry]"], Awaitable[Sequence[FastsyncError | None]]]
 
@@ -387,13 +389,7 @@ class Engine:
 
     async def _start(self, run: _Run, actions: Sequence[Action]) -> None:
         """Do what is quick, in order, and hand copies to the pool, waiting while it is behind."""
-        actions = run.work.aimed(actions)
-        if run.work.vet is not None:
-            vetted = list(zip(actions, await run.work.vet(actions), strict=True))
-            for action, error in vetted:
-                if error is not None:
-                    self._failed(run, action, error)
-            actions = [action for action, error in vetted if error is None]
+        actions = await _vetted(run.work, run.work.aimed(actions), partial(self._failed, run))
         quick: dict[Step, list[Action]] = {"mkdir": [], "link": [], "attributes": []}
         copies: list[Action] = []
         for action in actions:
@@ -575,12 +571,7 @@ class Engine:
                 return
             self._tally.failed("delete", entry.path, None, sink.location.child(entry.path), error)
 
-        if run.work.vet is not None:
-            vetted = list(zip(entries, await run.work.vet(entries), strict=True))
-            for entry, error in vetted:
-                if error is not None:
-                    failed(entry, error)
-            entries = [entry for entry, error in vetted if error is None]
+        entries = await _vetted(run.work, entries, failed)
         backup = run.work.backup
         if backup is not None and not self._dry_run:
             answers = await save(sink, backup, entries, run.work.write, self._lanes)
@@ -1029,6 +1020,19 @@ class Engine:
         if isinstance(error, (DestinationFull, AccessRefused)):
             # Every further item would fail the same way; what is under way may still end well.
             self._fatal = self._fatal or error
+
+
+async def _vetted(
+    work: Work, items: Sequence[Item], failed: Callable[[Item, FastsyncError], None]
+) -> Sequence[Item]:
+    """Those of the items that nothing speaks against; of the others, `failed` hears."""
+    if work.vet is None:
+        return items
+    answers = await work.vet(items)
+    for item, error in zip(items, answers, strict=True):
+        if error is not None:
+            failed(item, error)
+    return [item for item, error in zip(items, answers, strict=True) if error is None]
 
 
 def _bad_luck(error: FastsyncError) -> int:
