@@ -13,6 +13,8 @@ from fastsync.errors import FastsyncError, Throttled, Transient
 T = TypeVar("T")
 R = TypeVar("R")
 
+# Of the number of the failed attempt, from 0: whether there may be another.
+MayRetry: TypeAlias = Callable[[int], bool]
 # One call for many items; the answer has one item per item.
 Call: TypeAlias = Callable[[Sequence[T]], Awaitable[Sequence[FastsyncError | None]]]
 
@@ -31,7 +33,7 @@ class Patience:
     it for longer: THROTTLED_S since it last did something for us, or so many tries, and none of them counts.
     """
 
-    def __init__(self, may_retry: Callable[[int], bool]) -> None:
+    def __init__(self, may_retry: MayRetry) -> None:
         self._may_retry = may_retry
         self._attempt = 0
         self._tries = 0
@@ -67,7 +69,7 @@ async def patiently(
     *,
     done: Callable[[Sequence[T]], None],
     failed: Callable[[T, FastsyncError], None],
-    may_retry: Callable[[int], bool],
+    may_retry: MayRetry,
 ) -> None:
     """Make the call, and again for items that failed for a passing reason, while `Patience` lasts. `done` and
     `failed` hear of each item once.
@@ -111,7 +113,7 @@ async def patiently(
         await asyncio.sleep(pause)
 
 
-async def persistently(call: Callable[[], Awaitable[R]], may_retry: Callable[[int], bool]) -> R:
+async def persistently(call: Callable[[], Awaitable[R]], may_retry: MayRetry) -> R:
     """Make one call until it ends in anything but a passing error, or `Patience` is over; then the error is
     final."""
     patience = Patience(may_retry)
@@ -126,6 +128,11 @@ async def persistently(call: Callable[[], Awaitable[R]], may_retry: Callable[[in
                 error.is_final = True
                 raise
         await asyncio.sleep(pause)
+
+
+def up_to(retries: int) -> MayRetry:
+    """That many more attempts after the first."""
+    return retries.__gt__
 
 
 def backoff(attempt: int, error: FastsyncError) -> float:

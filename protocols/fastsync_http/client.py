@@ -15,7 +15,8 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, TypeGuard, TypeVar
 
 from fastsync.backend import StoreOptions
-from fastsync.errors import FastsyncError, IntegrityError, PermissionRefused, Throttled, Transient
+from fastsync.errors import FastsyncError, IntegrityError, PermissionRefused
+from fastsync.patience import persistently, up_to
 from fastsync.wire import MAX_BODY, Origin, Outgoing, Reply, Wire, WireOptions
 from fastsync_http.answers import Representation, content_range, describe, error_of, patience_s
 from fastsync_http.identity import Identity
@@ -24,12 +25,6 @@ from fastsync_http.targets import MAX_REDIRECTS, REDIRECTS, Target, is_public, r
 T = TypeVar("T")
 
 _IDLE_S: Final = 30.0
-_FIRST_PAUSE_S: Final = 0.1
-_LONGEST_PAUSE_S: Final = 20.0
-# A server that asks for patience gets more of it, as in `fastsync.patience`: about a minute.
-_ASKED_TIMES: Final = 4
-_ASKED_FOR_S: Final = 60.0
-_LONGEST_ASKED_S: Final = 5.0
 _BUSY_PAUSE_S: Final = 0.05
 # Rounds in a row in which a busy server let nothing pass.
 _IDLE_ROUNDS: Final = 3
@@ -211,24 +206,9 @@ class Client:
             width = max(1, passed) if refused else 2 * width
             busy += refused  # behind the others: one may be refused for ever
 
-    async def patiently(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def persistently(self, call: Callable[[], Awaitable[T]]) -> T:
         """What nobody else would try again."""
-        attempt = 0
-        while True:
-            try:
-                return await call()
-            except Transient as error:
-                told, retries = error.retry_after_s, self._options.retries
-                is_asked = isinstance(error, Throttled)
-                is_asked = is_asked and (told is None or attempt * told <= _ASKED_FOR_S)
-                if attempt >= (_ASKED_TIMES * retries if is_asked else retries):
-                    raise
-                limit = _LONGEST_ASKED_S if is_asked else _LONGEST_PAUSE_S
-                pause = _jittered(min(_FIRST_PAUSE_S * 2.0**attempt, limit))
-                if told is not None:
-                    pause = min(told, 60.0)
-            await asyncio.sleep(pause)
-            attempt += 1
+        return await persistently(call, up_to(self._options.retries))
 
     async def aclose(self) -> None:
         """Close every connection. Idempotent."""

@@ -92,7 +92,7 @@ class HttpStore:
         if not fresh and path in self._found:
             return self._found[path]
         target, where = self._target_of(path), self.where(path)
-        found = await self.client.patiently(lambda: self.client.probe(target, where))
+        found = await self.client.persistently(lambda: self.client.probe(target, where))
         if len(self._found) >= _KEPT:
             del self._found[next(iter(self._found))]
         self._found[path] = found
@@ -173,14 +173,14 @@ class HttpStore:
         """The page of a directory, read. Raises FastsyncError."""
         target = self._top if not path else self._top.below(path).as_directory()
         where = self.where(path)
-        reply = await self.client.patiently(lambda: self._get_page(target, where))
+        reply = await self.client.persistently(lambda: self._get_page(target, where))
         if reply.status in REDIRECTS and not path:
             # Where the top is, all the rest is: a mirror, or the same with TLS.
-            found = await self.client.patiently(lambda: self.client.probe(target, where))
+            found = await self.client.persistently(lambda: self.client.probe(target, where))
             if not self._is_page(found):
                 raise ListingError("it leads to no directory", where=where)
             target = self._top = found.target
-            reply = await self.client.patiently(lambda: self._get_page(target, where))
+            reply = await self.client.persistently(lambda: self._get_page(target, where))
         if reply.status != 200:
             error = error_of(reply.status, reply.headers, where)
             if path or not isinstance(error, NotFound):

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import os
-import random
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from fastsync.backend import Source, StoreOptions
-from fastsync.errors import FastsyncError, Throttled, Transient, UsageError
+from fastsync.errors import UsageError
 from fastsync.location import Location
+from fastsync.patience import up_to
 
 if TYPE_CHECKING:
     from fastsync_s3.attributes import Attributes
     from fastsync_s3.control import Control
-    from fastsync_s3.plane import Plane, Repeat
-
-_FIRST_PAUSE_S: Final = 0.1
-_LONGEST_PAUSE_S: Final = 20.0
-# A server that asks for patience gets more of it, as in `fastsync.patience`: about a minute.
-_ASKED_TIMES: Final = 4
-_ASKED_FOR_S: Final = 60.0
-_LONGEST_ASKED_S: Final = 5.0
+    from fastsync_s3.plane import Plane
 
 
 class S3Backend:
@@ -63,7 +56,7 @@ class S3Backend:
             self._planes[settings, location.host] = plane
         await plane.open(options)
         if not location.host:
-            return BucketList(plane, location, _retry(options.retries))
+            return BucketList(plane, location, up_to(options.retries))
         place = f"{plane.endpoint.origin.authority}/{location.host}"
         attributes = self._attributes.get(place)
         if attributes is None:
@@ -72,7 +65,7 @@ class S3Backend:
             # Digests run without the interpreter's lock: as many as there are processors.
             width = max(2, len(os.sched_getaffinity(0)))
             self._threads = ThreadPoolExecutor(width, "fastsync-s3")
-        return S3Store(plane, attributes, self._threads, location, _retry(options.retries))
+        return S3Store(plane, attributes, self._threads, location, up_to(options.retries))
 
     @staticmethod
     def _plane(control: Control, bucket: str) -> Plane:
@@ -94,21 +87,3 @@ class S3Backend:
             await plane.aclose()
         if self._threads is not None:
             self._threads.shutdown()
-
-
-def _retry(retries: int) -> Repeat:
-    """How long to wait before a request is made again that nobody else would make again."""
-
-    def pause(attempt: int, error: FastsyncError) -> float | None:
-        if not isinstance(error, Transient):
-            return None
-        told = error.retry_after_s
-        is_asked = isinstance(error, Throttled) and (told is None or attempt * told <= _ASKED_FOR_S)
-        if attempt >= (_ASKED_TIMES * retries if is_asked else retries):
-            return None
-        if told is not None:
-            return min(told, 60.0)
-        limit = _LONGEST_ASKED_S if is_asked else _LONGEST_PAUSE_S
-        return random.uniform(0.5, 1.0) * min(_FIRST_PAUSE_S * 2.0**attempt, limit)
-
-    return pause

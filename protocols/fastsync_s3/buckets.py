@@ -15,22 +15,25 @@ from fastsync.errors import (
     UsageError,
 )
 from fastsync.location import Location
+from fastsync.patience import MayRetry
 from fastsync_s3.control import DEFAULT_REGION, is_bucket_name
 from fastsync_s3.documents import build_create, parse_buckets
-from fastsync_s3.plane import Call, Plane, Repeat
+from fastsync_s3.plane import Call, Plane
 
 # Requests without pages are for accounts of less than 10 000 buckets ("ListBuckets").
 _PAGE: Final = ("max-buckets", "1000")
 
 
-async def list_buckets(plane: Plane, repeat: Repeat | None = None) -> list[tuple[str, int | None]]:
+async def list_buckets(
+    plane: Plane, may_retry: MayRetry | None = None
+) -> list[tuple[str, int | None]]:
     """The names of all buckets of the account, and when each was made, in Unix nanoseconds. `plane` is one
     to the service. Raises ListingError for an answer that is no list of buckets."""
     found: list[tuple[str, int | None]] = []
     query: tuple[tuple[str, str], ...] = (_PAGE,) if plane.endpoint.is_aws else ()
     tokens: set[str] = set()
     while True:
-        reply = await plane.ask(Call("GET", "", query), repeat=repeat)
+        reply = await plane.ask(Call("GET", "", query), may_retry=may_retry)
         page = parse_buckets(reply.body)
         for name, _ in page.buckets:
             if not is_bucket_name(name):
@@ -63,10 +66,10 @@ class BucketList:
 
     limits: Final = Limits(mtime_step_ns=1)
 
-    def __init__(self, plane: Plane, location: Location, retry: Repeat) -> None:
+    def __init__(self, plane: Plane, location: Location, may_retry: MayRetry) -> None:
         self._plane = plane
         self._location = location
-        self._retry = retry
+        self._may_retry = may_retry
 
     @property
     def location(self) -> Location:
@@ -83,7 +86,7 @@ class BucketList:
         """The buckets, and not what is in them."""
         if options.recursive:
             raise UsageError("s3:// lists buckets only", hint="name a bucket: s3://bucket/")
-        buckets = await list_buckets(self._plane, self._retry)
+        buckets = await list_buckets(self._plane, self._may_retry)
         buckets.sort(key=lambda one: one[0].encode())
         if buckets:
             yield Page(

@@ -16,18 +16,20 @@ import asyncio
 from bisect import bisect_right
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
+from functools import partial
 from operator import itemgetter
 from typing import Final
 
 from fastsync.errors import FastsyncError
+from fastsync.patience import MayRetry, persistently
 from fastsync_s3.forecast import SAMPLE, KeyMap, Scout, Span, middle
 from fastsync_s3.pages import (
     DELIMITER,
+    ONCE,
     PAGE,
     Fetch,
     Query,
     RawPage,
-    Retry,
     Row,
     Turns,
     as_is,
@@ -36,8 +38,6 @@ from fastsync_s3.pages import (
     distrust,
     is_text,
     is_valid_key,
-    never,
-    patiently,
 )
 
 # Pages an interval is meant to have. Fewer waste requests where two intervals meet (half a page each),
@@ -98,7 +98,7 @@ class Listing:
         prefix: str,
         *,
         width: int | Callable[[], int],
-        retry: Retry,
+        may_retry: MayRetry,
         page_size: int,
     ) -> None:
         self.requests = 0
@@ -106,7 +106,7 @@ class Listing:
         self._fetch = fetch
         self._prefix = prefix
         self._width = width if callable(width) else lambda: width
-        self._retry = retry
+        self._may_retry = may_retry
         self._page_size = page_size
         self._chain = [_Interval("", None)]
         self._map = KeyMap(prefix)
@@ -170,7 +170,7 @@ class Listing:
     def _ask(self, interval: _Interval) -> None:
         interval.busy = interval.started = True
         query = Query(self._prefix, interval.after, interval.turns.token, "", self._page_size)
-        task = asyncio.ensure_future(patiently(self._fetch, query, self._retry))
+        task = asyncio.ensure_future(persistently(partial(self._fetch, query), self._may_retry))
         self._owner[task] = interval
         self._follow(task)
         self.peak = max(self.peak, self._buffered + len(self._owner))
@@ -226,7 +226,7 @@ class Listing:
         if query is not None and is_valid_key(query.start_after):
             self._scout.busy = True
             # Not with patience: nothing depends on it.
-            self._scouting = asyncio.ensure_future(patiently(self._fetch, query, never))
+            self._scouting = asyncio.ensure_future(persistently(partial(self._fetch, query), ONCE))
             self._follow(self._scouting)
         return self._scout.busy
 
@@ -337,7 +337,7 @@ async def list_keys(
     prefix: str,
     *,
     width: int | Callable[[], int] = 16,
-    retry: Retry = never,
+    may_retry: MayRetry = ONCE,
     page_size: int = PAGE,
 ) -> AsyncGenerator[list[Row], None]:
     """Yield all keys that begin with `prefix` in ascending byte order, in pages of at least one row.
@@ -346,12 +346,12 @@ async def list_keys(
     and no more than 3 x `width` + 1 are in memory or on their way, however slow the consumer is; beside
     them one request at a time asks what lies ahead. What fits into one page is one request; instead of n
     pages in sequence, at most about 1.25 n + 8 x `width` are fetched. A request that fails for a passing
-    reason is made again after the delay that `retry` gives.
+    reason is made again while `may_retry` says so.
 
     Raises ListingError when the answers do not make sense, after which nothing is yielded; other errors
     are those of `fetch`. Close the generator (contextlib.aclosing) when leaving early.
     """
-    listing = Listing(fetch, prefix, width=width, retry=retry, page_size=page_size)
+    listing = Listing(fetch, prefix, width=width, may_retry=may_retry, page_size=page_size)
     pages = listing.pages()
     try:
         async for rows in pages:

@@ -7,13 +7,14 @@ bytes.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from functools import partial
 from itertools import islice
 from operator import lt
 from typing import Final, NamedTuple, TypeAlias
 
-from fastsync.errors import FastsyncError, ListingError
+from fastsync.errors import ListingError
+from fastsync.patience import MayRetry, persistently, up_to
 
 # Key, size in bytes, LastModified in Unix nanoseconds, ETag, storage class.
 Row: TypeAlias = tuple[str, int, int, str, str]
@@ -42,31 +43,14 @@ class RawPage(NamedTuple):
 
 
 Fetch: TypeAlias = Callable[[Query], Awaitable[RawPage]]
-# Of the number of the failed attempt, from 0, and its error: seconds to wait, None to give up.
-Retry: TypeAlias = Callable[[int, FastsyncError], float | None]
 
+ONCE: Final = up_to(0)
 PAGE: Final = 1000
 DELIMITER: Final = "/"
 
 # Some servers answer with empty pages that are not the last, while they skip deleted keys.
 _MAX_EMPTY_PAGES: Final = 32
 _MAX_KEY: Final = 1024  # bytes
-
-
-def never(attempt: int, error: FastsyncError) -> float | None:
-    return None
-
-
-async def patiently(fetch: Fetch, query: Query, retry: Retry) -> RawPage:
-    attempt = 0
-    while True:
-        try:
-            return await fetch(query)
-        except FastsyncError as error:
-            if not error.transient or (delay := retry(attempt, error)) is None:
-                raise
-        await asyncio.sleep(delay)
-        attempt += 1
 
 
 def is_valid_key(key: str) -> bool:
@@ -155,7 +139,7 @@ class Turns:
 
 
 async def list_level(
-    fetch: Fetch, prefix: str, *, retry: Retry = never, page_size: int = PAGE
+    fetch: Fetch, prefix: str, *, may_retry: MayRetry = ONCE, page_size: int = PAGE
 ) -> AsyncGenerator[list[Row | str], None]:
     """Yield what is directly below `prefix`: rows, and common prefixes (which end in "/"), merged in
     ascending byte order, in pages of at least one item. One request after the other.
@@ -168,7 +152,7 @@ async def list_level(
     folder = ""  # the last common prefix that was yielded
     while True:
         query = Query(prefix, after, turns.token, DELIMITER, page_size)
-        page = await patiently(fetch, query, retry)
+        page = await persistently(partial(fetch, query), may_retry)
         if page.prefixes and page.prefixes[0] == after == folder:
             # Some servers repeat a common prefix that goes on on the next page.
             page = page._replace(prefixes=page.prefixes[1:])
@@ -211,11 +195,12 @@ def _name_of(item: Row | str) -> str:
     return item if isinstance(item, str) else item[0]
 
 
-async def has_keys(fetch: Fetch, prefix: str, *, retry: Retry = never) -> bool:
+async def has_keys(fetch: Fetch, prefix: str, *, may_retry: MayRetry = ONCE) -> bool:
     """Whether any key begins with `prefix`. Raises like `list_keys`."""
     turns = Turns()
     while True:
-        page = await patiently(fetch, Query(prefix, "", turns.token, "", 1), retry)
+        query = Query(prefix, "", turns.token, "", 1)
+        page = await persistently(partial(fetch, query), may_retry)
         if page.keys:
             check_keys([row[0] for row in page.keys], prefix)
             return True

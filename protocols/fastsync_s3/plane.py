@@ -20,11 +20,12 @@ from collections.abc import (
     Sequence,
 )
 from hashlib import sha256
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
 from fastsync.backend import Buffer, Progress, StoreOptions, closing
 from fastsync.dates import http_time
 from fastsync.errors import FastsyncError, IntegrityError, Throttled, Transient, UsageError
+from fastsync.patience import MayRetry, persistently
 from fastsync.wire import MAX_BODY, Headers, Memory, Outgoing, Reply, Wire, WireOptions
 from fastsync_s3.control import Control
 from fastsync_s3.documents import ErrorReply, is_error, parse_error
@@ -41,7 +42,6 @@ from fastsync_s3.signing import (
 )
 
 # Of the number of a failed attempt, from 0, and its error.
-Repeat: TypeAlias = Callable[[int, FastsyncError], float | None]
 
 IDLE_S: Final = 30.0
 # The least between two halvings: answers to what was sent before the first say nothing new.
@@ -253,20 +253,12 @@ class Plane:
         )
         return Outgoing(head, body, call.repeatable, call.method == "HEAD")
 
-    async def ask(self, call: Call, *, repeat: Repeat | None = None) -> Reply:
+    async def ask(self, call: Call, *, may_retry: MayRetry | None = None) -> Reply:
         """One small exchange; the answer is a success, and no error in disguise. Raises as
-        `failures.map_error` maps. `repeat` is for requests that nobody else would make again: seconds to
-        wait after a failed attempt, from 0, or None to give up."""
-        attempt = 0
-        while True:
-            try:
-                return await self._corrected(call, self.wire.ask)
-            except FastsyncError as error:
-                pause = None if repeat is None else repeat(attempt, error)
-                if pause is None:
-                    raise
-            await asyncio.sleep(pause)
-            attempt += 1
+        `failures.map_error` maps. `may_retry` is for requests that nobody else would make again."""
+        if may_retry is None:
+            return await self._corrected(call, self.wire.ask)
+        return await persistently(lambda: self._corrected(call, self.wire.ask), may_retry)
 
     async def receive_into_file(
         self,

@@ -40,6 +40,7 @@ from fastsync.errors import (
     UsageError,
 )
 from fastsync.location import Location
+from fastsync.patience import MayRetry
 from fastsync.wire import MAX_BODY, Headers, Reply
 from fastsync_s3.attributes import Attributes, Known
 from fastsync_s3.buckets import create_bucket
@@ -73,7 +74,7 @@ from fastsync_s3.objects import (
     written,
 )
 from fastsync_s3.pages import Query, RawPage, Row, has_keys, list_level
-from fastsync_s3.plane import Call, Plane, Repeat, is_in_doubt
+from fastsync_s3.plane import Call, Plane, is_in_doubt
 from fastsync_s3.upload import S3Upload, Ticket, Wanted, abort_upload
 
 T = TypeVar("T")
@@ -108,13 +109,13 @@ class S3Store:
         attributes: Attributes,
         threads: ThreadPoolExecutor,
         location: Location,
-        retry: Repeat,
+        may_retry: MayRetry,
     ) -> None:
         self.plane = plane
         self.attributes = attributes
         self._threads = threads
         self._location = location
-        self._retry = retry
+        self._may_retry = may_retry
         self._name = location.path.removeprefix("/")  # the object, if it is one
         self._prefix = (
             self._name if self._name.endswith("/") or not self._name else self._name + "/"
@@ -266,9 +267,9 @@ class S3Store:
             return max(1, min(MAX_LISTINGS, self.plane.pace.width(), seen))
 
         if options.recursive:
-            pages: Any = list_keys(self._fetch, prefix, width=width, retry=self._retry)
+            pages: Any = list_keys(self._fetch, prefix, width=width, may_retry=self._may_retry)
         else:
-            pages = list_level(self._fetch, prefix, retry=self._retry)
+            pages = list_level(self._fetch, prefix, may_retry=self._may_retry)
         try:
             async for rows in pages:
                 seen += 1
@@ -389,7 +390,7 @@ class S3Store:
         if key and not (key.endswith("/") and not path):
             query = () if self.version_id is None else (("versionId", self.version_id),)
             try:
-                reply = await self.plane.ask(Call("HEAD", key, query), repeat=self._retry)
+                reply = await self.plane.ask(Call("HEAD", key, query), may_retry=self._may_retry)
             except NotFound:
                 pass
             else:
@@ -401,7 +402,7 @@ class S3Store:
     async def _stat_directory(self, path: str, key: str) -> Entry:
         prefix = key if not key or key.endswith("/") else key + "/"
         try:
-            if await has_keys(self._fetch, prefix, retry=self._retry) or not prefix:
+            if await has_keys(self._fetch, prefix, may_retry=self._may_retry) or not prefix:
                 return Entry(path, "dir", None, None)
         except ListingError as error:
             if isinstance(error.__cause__, NotFound):
@@ -451,7 +452,9 @@ class S3Store:
         if isinstance(error, Overtaken):
             # Some servers find that nothing is no match.
             try:
-                await self.plane.ask(Call("HEAD", self.key_of(entry.path)), repeat=self._retry)
+                await self.plane.ask(
+                    Call("HEAD", self.key_of(entry.path)), may_retry=self._may_retry
+                )
             except NotFound as gone:
                 return as_read_error(gone, where)
             except FastsyncError:

@@ -15,6 +15,7 @@ from hostile_s3 import Fault, Honest, HostileS3
 from http_exchange import Request, Response
 
 import fastsync
+from fastsync import patience
 from fastsync.errors import FastsyncError, ListingError
 
 KEYS = tuple(f"p/{name}" for name in ("a", "b", "c", "d/e", "f"))
@@ -28,6 +29,7 @@ MOST_REQUESTS = 12
 def server(hostile_s3: HostileS3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> HostileS3:
     for name, value in {**hostile_s3.environ, "HOME": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(patience, "THROTTLED_S", 0.5)  # of a server that is busy, not a minute
     for key in KEYS:
         hostile_s3.put("bucket", key, key.encode())
     return hostile_s3

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fastsync.errors import AccessRefused, FastsyncError, ListingError, Transient
+from fastsync.errors import AccessRefused, ListingError, Transient
+from fastsync.patience import up_to
 from fastsync_s3.listing import Listing, list_keys
 from fastsync_s3.pages import Query, RawPage, Row, has_keys, list_level
 
@@ -28,10 +29,6 @@ def row(key: str) -> Row:
 
 def as_bytes(key: str) -> bytes:
     return key.encode("utf-8", "surrogateescape")
-
-
-def in_seconds(attempt: int, error: FastsyncError) -> float | None:
-    return 0.0 if attempt < 2 else None
 
 
 class Bucket:
@@ -118,14 +115,16 @@ class Clock:
 def listing_of(
     fetch: Fetch, prefix: str = "", *, width: int = 16, page_size: int = 1000
 ) -> Listing:
-    return Listing(fetch, prefix, width=width, retry=lambda *_: None, page_size=page_size)
+    return Listing(fetch, prefix, width=width, may_retry=up_to(0), page_size=page_size)
 
 
 async def keys_of(
     fetch: Fetch, prefix: str = "", *, width: int = 8, page_size: int = 10
 ) -> list[str]:
     keys: list[str] = []
-    async for page in list_keys(fetch, prefix, width=width, page_size=page_size, retry=in_seconds):
+    async for page in list_keys(
+        fetch, prefix, width=width, page_size=page_size, may_retry=up_to(2)
+    ):
         assert page
         keys.extend(key for key, *_ in page)
     return keys
@@ -135,7 +134,7 @@ async def until_error(fetch: Fetch, prefix: str = "", *, width: int = 8) -> tupl
     """What came before the listing was refused, and why it was."""
     keys: list[str] = []
     try:
-        async for page in list_keys(fetch, prefix, width=width, page_size=10, retry=in_seconds):
+        async for page in list_keys(fetch, prefix, width=width, page_size=10, may_retry=up_to(2)):
             keys.extend(key for key, *_ in page)
     except ListingError as error:
         return keys, str(error)
