@@ -47,6 +47,11 @@ def flags(
     ]
 
 
+@pytest.fixture
+def has_shell(sshd: Sshd, request: pytest.FixtureRequest) -> bool:
+    return "no shell" not in request.node.callspec.id
+
+
 def test_content_is_compared_where_it_is(
     fastsync: Fastsync,
     plant: Plant,
@@ -54,9 +59,8 @@ def test_content_is_compared_where_it_is(
     wire: FaultProxy,
     flags: list[str],
     tmp_path: Path,
-    request: pytest.FixtureRequest,
+    has_shell: bool,
 ) -> None:
-    has_shell = "no shell" not in request.node.callspec.id
     spec = {NASTY: os.urandom(SIZE), "dir/large": os.urandom(SIZE), "small": b"small"}
     plant(tmp_path / "src", spec)
     plant(tmp_path / "there", spec)
@@ -84,9 +88,8 @@ def test_a_manifest_is_checked_there(
     wire: FaultProxy,
     flags: list[str],
     tmp_path: Path,
-    request: pytest.FixtureRequest,
+    has_shell: bool,
 ) -> None:
-    has_shell = "no shell" not in request.node.callspec.id
     content = os.urandom(SIZE)
     plant(tmp_path / "there", {"large": content})
     (tmp_path / "list").write_text(f"{hashlib.sha256(content).hexdigest()}  large\n")

@@ -74,9 +74,7 @@ def running_nginx(
     """nginx over `folder`/root, with `directives` for its one server, and such `of_all` servers. In one
     process, unless `workers` tells how many there are to be."""
     program = find("nginx")
-    port = free_port()
-    root = folder / "root"
-    root.mkdir(exist_ok=True)
+    root, port = _place(folder)
     run = folder / "run"
     run.mkdir()
     of_process = f"worker_processes {workers};" if workers else "master_process off;"
@@ -99,19 +97,19 @@ def running_nginx(
           server {{ {listen} root {root}; {directives} }} }}"""
     )
     scheme = "http" if tls is None else "https"
-    with _running([program, "-c", str(config), "-e", f"{run}/error.log"], port, run) as pid:
-        yield WebServer(f"{scheme}://127.0.0.1:{port}", root, pid)
+    with _running(
+        [program, "-c", str(config), "-e", f"{run}/error.log"], run, root, port, scheme
+    ) as server:
+        yield server
 
 
 @contextlib.contextmanager
 def running_python(folder: Path) -> Iterator[WebServer]:
     """Python's http.server: HTTP/1.0, no ranges, no ETags, pages without sizes."""
-    port = free_port()
-    root = folder / "root"
-    root.mkdir(exist_ok=True)
+    root, port = _place(folder)
     argv = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "-d", str(root)]
-    with _running(argv, port, folder) as pid:
-        yield WebServer(f"http://127.0.0.1:{port}", root, pid)
+    with _running(argv, folder, root, port) as server:
+        yield server
 
 
 @contextlib.contextmanager
@@ -119,9 +117,7 @@ def running_apache(folder: Path) -> Iterator[WebServer]:
     """Apache httpd with the pages that it makes when nobody asks for more: names alone, in a list."""
     program = find("apache2")
     modules = Path("/usr/lib/apache2/modules")
-    port = free_port()
-    root = folder / "root"
-    root.mkdir(exist_ok=True)
+    root, port = _place(folder)
     loaded = "".join(
         f"LoadModule {name}_module {modules}/mod_{name}.so\n"
         for name in ("mpm_event", "authz_core", "dir", "autoindex")
@@ -132,43 +128,41 @@ def running_apache(folder: Path) -> Iterator[WebServer]:
         PidFile {folder}/apache.pid\nErrorLog {folder}/error.log\nDocumentRoot {root}
         <Directory {root}>\nOptions Indexes\nRequire all granted\n</Directory>\n"""
     )
-    with _running([program, "-X", "-f", str(config)], port, folder) as pid:
-        yield WebServer(f"http://127.0.0.1:{port}", root, pid)
+    with _running([program, "-X", "-f", str(config)], folder, root, port) as server:
+        yield server
 
 
 @contextlib.contextmanager
 def running_lighttpd(folder: Path) -> Iterator[WebServer]:
     """lighttpd: rounded sizes, and times without a zone."""
     program = find("lighttpd")
-    port = free_port()
-    root = folder / "root"
-    root.mkdir(exist_ok=True)
+    root, port = _place(folder)
     config = folder / "lighttpd.conf"
     config.write_text(
         f"""server.document-root = "{root}"\nserver.bind = "127.0.0.1"\nserver.port = {port}
         server.modules = ("mod_dirlisting")\ndir-listing.activate = "enable"
         mimetype.assign = ("" => "application/octet-stream")\n"""
     )
-    with _running([program, "-D", "-f", str(config)], port, folder) as pid:
-        yield WebServer(f"http://127.0.0.1:{port}", root, pid)
+    with _running([program, "-D", "-f", str(config)], folder, root, port) as server:
+        yield server
 
 
 @contextlib.contextmanager
 def running_rclone(folder: Path) -> Iterator[WebServer]:
     """rclone serve http: no ETags, sizes and times on its pages."""
     program = find("rclone")
-    port = free_port()
-    root = folder / "root"
-    root.mkdir(exist_ok=True)
+    root, port = _place(folder)
     argv = [program, "serve", "http", "--addr", f"127.0.0.1:{port}", "--config", "/dev/null"]
     # Nothing is kept in mind: what a test changes is seen at once.
     argv += ["--dir-cache-time", "0s", "--vfs-cache-mode", "off", str(root)]
-    with _running(argv, port, folder) as pid:
-        yield WebServer(f"http://127.0.0.1:{port}", root, pid)
+    with _running(argv, folder, root, port) as server:
+        yield server
 
 
 @contextlib.contextmanager
-def _running(argv: list[str], port: int, folder: Path) -> Iterator[int]:
+def _running(
+    argv: list[str], folder: Path, root: Path, port: int, scheme: str = "http"
+) -> Iterator[WebServer]:
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
@@ -179,10 +173,17 @@ def _running(argv: list[str], port: int, folder: Path) -> Iterator[int]:
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError((folder / "server.log").read_text())
                 time.sleep(0.02)
-            yield process.pid
+            yield WebServer(f"{scheme}://127.0.0.1:{port}", root, process.pid)
         finally:
             process.terminate()
             process.wait(10)
+
+
+def _place(folder: Path) -> tuple[Path, int]:
+    """Where a server finds its files, and where it may listen."""
+    root = folder / "root"
+    root.mkdir(exist_ok=True)
+    return root, free_port()
 
 
 def free_port() -> int:
