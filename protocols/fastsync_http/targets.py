@@ -20,7 +20,7 @@ _PATH: Final = "/%!$&'()*+,;=:@~-._"
 _QUERY: Final = _PATH + "?"
 _STRAY: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _NO_HOST: Final = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?//(?:[/?#]|$)", re.IGNORECASE)
-_CONTROL: Final = re.compile(r"[\x00-\x20\x7f]")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class Target(NamedTuple):
@@ -107,6 +107,8 @@ def redirected(target: Target, told: str | None) -> Target:
         port = parts.port
         host = parts.hostname or ""
         host = host if host.isascii() else host.encode("idna").decode()
+        if " " in parts.netloc:  # servers forget to quote it in a path, and there alone
+            raise ValueError("a space in a host")
     except ValueError as error:
         raise PermissionRefused("the server redirects to no address", where=where) from error
     scheme = parts.scheme.lower()

@@ -71,6 +71,7 @@ def test_the_query_is_not_shown() -> None:
         ("https://user:secret@other/b", "https://other/b", False),
         ("/\u00c3\u00a9", "https://host/%C3%A9", True),  # UTF-8 that arrived as Latin-1
         ("?x", "https://host/a/?x", True),
+        ("/b c?d e", "https://host/b%20c?d%20e", True),
     ],
 )
 def test_redirects(told: str, leads_to: str, own: bool) -> None:
@@ -89,6 +90,7 @@ def test_what_has_left_does_not_come_home() -> None:
     [
         None, "", "http://host/", "ftp://host/", "file:///etc/passwd", "https:///x", "https://h:x/",
         "https://h/a\r\nX: y", "javascript:alert(1)", "https://h/" + "x" * 20_000, "https://h:99999/",
+        "https://h x/", "//h x/",
     ],
 )  # fmt: skip
 def test_redirects_that_are_not_followed(told: str | None) -> None:
