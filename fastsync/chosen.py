@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
@@ -25,10 +24,11 @@ def lines_of(name: str, *, null: bool = False) -> Iterator[tuple[int, str]]:
     with `null` items that end in NUL, as they are. Raises UsageError."""
     try:
         if name == "-":
-            data = sys.stdin.buffer.read()
+            given: int | str = 0
         else:
-            with open(name, "rb") as file:
-                data = file.read()
+            given = name
+        with open(given, "rb", closefd=given != 0) as file:
+            data = file.read()
     except OSError as error:
         raise UsageError(f"it cannot be read: {error.strerror}", where=name) from error
     if not null and b"\0" in data:

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator
 from typing import ClassVar, Final
 
 from fastsync.backend import READ_BUFFER, Buffer, Entry, Limits, Page, Progress, ScanOptions
-from fastsync.errors import Changed, Unsupported, from_os_error
+from fastsync.errors import Changed, Unsupported, UsageError, from_os_error
 from fastsync.location import STREAM, Location
 
 _POLL_MS: Final = 100
@@ -111,9 +111,12 @@ class Output:
 
     What goes to a pipe are the pages of the file themselves, so the file must not be written to
     afterwards. BrokenPipeError and other errors of the descriptor come out as they are.
+    Raises UsageError for the standard output of a process that was started without.
     """
 
     def __init__(self, fd: int) -> None:
+        if fd == 1 and sys.__stdout__ is None:
+            raise UsageError("standard output is closed", where=STREAM)
         self._fd = fd
         self._stopped = threading.Event()
         self._waiter = select.poll()

@@ -122,12 +122,14 @@ def _fail(error: BaseException, told: str, status: int) -> int:
 
 def _fill_standard_streams() -> None:
     """Open what we were started without: else a file of ours would get its number, and a message would
-    end up in somebody's copy."""
+    end up in somebody's copy. What is said then is lost; but reading nothing is not reading an empty file,
+    so that fails."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            # It takes the lowest number that is free.
+            os.open(os.devnull, os.O_WRONLY if number == 0 else os.O_RDWR)
     if sys.stdout is None:
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     if sys.stderr is None:

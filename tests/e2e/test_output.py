@@ -300,6 +300,30 @@ def test_closed_streams_are_nobodys_problem(
     assert os.listdir(tmp_path / "dest") == ["a"]
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ('"$@" cat src/a >&-', "standard output is closed"),
+        ('"$@" cp src/a - >&-', "standard output is closed"),
+        ('"$@" pipe out <&-', "standard input: bad file descriptor"),
+        ('"$@" cp - out <&-', "standard input: bad file descriptor"),
+        ('"$@" run - <&-', "standard input: bad file descriptor"),
+        ('"$@" cp -R --files-from - src out <&-', "-: it cannot be read"),
+    ],
+)
+def test_no_stream_is_not_an_empty_one(
+    fastsync: Fastsync, plant: Plant, tmp_path: Path, line: str, told: str
+) -> None:
+    plant(tmp_path, {"src/a": "a"})
+    command = ["sh", "-c", line, "sh", *fastsync.command()]
+    done = subprocess.run(
+        command, check=False, cwd=tmp_path, env=fastsync.environ, capture_output=True, text=True
+    )
+    assert done.returncode in (1, 2)
+    assert told in done.stderr
+    assert os.listdir(tmp_path) == ["src"]
+
+
 # -- logs --------------------------------------------------------------------------------------------
 
 STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
