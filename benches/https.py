@@ -16,7 +16,6 @@ import random
 import re
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -25,9 +24,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
+from arguments import end_in_order
 from measure import Command, Contender, Measurement, RunFailed, WrongResult, interleave
 from peers import Tool, default_fastsync, default_rclone, identify, quiet_environment
 from places import NoPlace, Place, place
@@ -49,7 +47,7 @@ def main() -> int:
     if options.linkem and "LINKEM_FAR" not in os.environ:
         link = [*shlex.split(options.linkem), "--", sys.executable, *sys.argv]
         return subprocess.run(link, check=False).returncode
-    signal.signal(signal.SIGTERM, _terminate)
+    end_in_order()
     os.umask(0o022)
     try:
         with tempfile.TemporaryDirectory(prefix="fastsync-bench-") as scratch:
@@ -407,10 +405,6 @@ def _make_certificate(host: str, certificate: Path, key: Path) -> None:
         raise RunFailed("openssl is not found") from exc
     if done.returncode:
         raise RunFailed(f"openssl makes no certificate: {done.stderr}")
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise SystemExit(143)
 
 
 if __name__ == "__main__":

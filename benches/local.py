@@ -9,15 +9,13 @@ import argparse
 import os
 import shlex
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
+from arguments import end_in_order, names, positive
 from local_works import Bench, Sizes, big, million, noop, small, startup
 from peers import (
     HOW_TO_INSTALL,
@@ -42,7 +40,7 @@ def main() -> int:
         say("this bench runs on Linux only: it needs /proc and pidfds")
         return 2
     options = _options()
-    signal.signal(signal.SIGTERM, _terminate)
+    end_in_order()
     os.umask(0o022)  # the same for our trees and for every tool
     try:
         with tempfile.TemporaryDirectory(prefix="fastsync-bench-") as scratch:
@@ -130,17 +128,17 @@ def _runs(options: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
-    add("--runs", type=_positive, metavar="N", help="timed runs of each command (default: 5)")
+    add("--runs", type=positive, metavar="N", help="timed runs of each command (default: 5)")
     add(
         "--only",
-        type=lambda text: _names(text, tuple(WORKS)),
+        type=lambda text: names(text, tuple(WORKS)),
         default=USUAL_WORKS,
         metavar="WORK,...",
         help=f"of {', '.join(WORKS)} (default: all but million)",
     )
     add(
         "--places",
-        type=lambda text: _names(text, PLACES),
+        type=lambda text: names(text, PLACES),
         default=PLACES,
         metavar="PLACE,...",
         help="of tmpfs (/dev/shm), disk (default: both)",
@@ -155,11 +153,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--quick", action="store_true", help="small trees and 2 runs: does it work at all?")
     add(
         "--files",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="files in small and in noop (default: 20000 and 100000); million takes 10 times N",
     )
-    add("--big-size", type=_positive, metavar="MIB", help="size of the big file (default: 2048)")
+    add("--big-size", type=positive, metavar="MIB", help="size of the big file (default: 2048)")
     add("--fastsync", metavar="PATH", help="default: .venv/bin/fastsync here, else from PATH")
     add("--rclone", metavar="PATH", help="default: beside this Python, else from PATH")
     add(
@@ -183,25 +181,6 @@ def _options() -> argparse.Namespace:
     if options.json is not None and not options.json.parent.is_dir():
         parser.error(f"--json: {options.json.parent} is no directory")
     return options
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
-
-
-def _names(text: str, known: tuple[str, ...]) -> tuple[str, ...]:
-    names = tuple(text.split(","))
-    for name in names:
-        if name not in known:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
-    return names
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise SystemExit(143)
 
 
 if __name__ == "__main__":

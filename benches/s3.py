@@ -10,15 +10,14 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
+from arguments import end_in_order, names, positive
 from peers import Tool, default_fastsync, default_rclone, identify, quiet_environment
 from places import NoPlace, Place, place
 from report import Report, Result, markdown_table, say
@@ -46,7 +45,7 @@ def main() -> int:
         say("this bench runs on Linux only: it needs /proc and pidfds")
         return 2
     options = _parser().parse_args()
-    signal.signal(signal.SIGTERM, _terminate)
+    end_in_order()
     os.umask(0o022)  # the same for our trees and for every tool
     try:
         with tempfile.TemporaryDirectory(prefix="fastsync-bench-") as scratch:
@@ -204,18 +203,18 @@ def _beside(name: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
-    add("--rounds", type=_positive, default=5, metavar="N", help="timed runs (default: 5)")
+    add("--rounds", type=positive, default=5, metavar="N", help="timed runs (default: 5)")
     add("--scale", type=float, default=1.0, metavar="F", help="works F times as big (default: 1)")
     add(
         "--works",
-        type=lambda text: _names(text, tuple(WORKS)),
+        type=lambda text: names(text, tuple(WORKS)),
         default=USUAL_WORKS,
         metavar="WORK,...",
         help=f"of {', '.join(WORKS)} (default: all but memory)",
     )
     add(
         "--tools",
-        type=lambda text: _names(text, TOOLS),
+        type=lambda text: names(text, TOOLS),
         default=TOOLS,
         metavar="TOOL,...",
         help=f"of {', '.join(TOOLS)} (default: all that are installed)",
@@ -227,25 +226,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--timeout", type=float, default=600, metavar="S", help="for one run (default: 600)")
     add("--json", type=Path, metavar="FILE", help="write all figures there too")
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
-
-
-def _names(text: str, known: tuple[str, ...]) -> tuple[str, ...]:
-    names = tuple(text.split(","))
-    for name in names:
-        if name not in known:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
-    return names
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise SystemExit(143)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from fastsync.engine import Record, Work
 from fastsync.errors import (
-    FastsyncError,
     IntegrityError,
     Missing,
     PermissionRefused,
@@ -112,17 +111,7 @@ async def run_cp(
     async with Session(request) as session:
         engine = engine_for(session)
         works = Works(session, target)
-        await works.begin(locations)
-        for location in locations:
-            try:
-                await works.add(location)
-            except UsageError:
-                raise
-            except FastsyncError as error:
-                if isinstance(error, Missing) and request.settings.ignore_missing_args:
-                    request.observer.note(f"skipped, it does not exist: {location}")
-                else:
-                    engine.unusable(location, error)
+        await works.add_all(locations, engine.unusable)
         async with _manifest(request.settings, target) as manifest:
             made = works.made()
             if manifest is not None:

@@ -22,7 +22,6 @@ from fastsync.errors import (
     Changed,
     Conflict,
     FastsyncError,
-    Missing,
     NotFound,
     UsageError,
     worst_exit,
@@ -121,17 +120,7 @@ async def run_mv(
     async with Session(request) as session:
         engine = engine_for(session)
         works = Works(session, target)
-        await works.begin(locations)
-        for location in locations:
-            try:
-                await works.add(location)
-            except UsageError:
-                raise
-            except FastsyncError as error:
-                if isinstance(error, Missing) and settings.ignore_missing_args:
-                    watch.note(f"skipped, it does not exist: {location}")
-                else:
-                    engine.unusable(location, error)
+        await works.add_all(locations, engine.unusable)
         for source in works.sources:
             as_sink(source)  # what cannot be removed cannot be moved
         await rename(session, works, engine)

@@ -36,6 +36,7 @@ from fastsync.engine import Budgets, Engine, Record, Work
 from fastsync.errors import (
     Conflict,
     FastsyncError,
+    Missing,
     NotFound,
     PermissionRefused,
     UsageError,
@@ -543,6 +544,24 @@ class Works:
                 where=str(target),
                 hint="end it with a / to have it made",
             )
+
+    async def add_all(
+        self, locations: Sequence[Location], unusable: Callable[[Location, FastsyncError], None]
+    ) -> None:
+        """Begin, and add each of them; of one that cannot be, `unusable` hears, unless it may be missing.
+        Raises UsageError."""
+        request = self._request
+        await self.begin(locations)
+        for location in locations:
+            try:
+                await self.add(location)
+            except UsageError:
+                raise
+            except FastsyncError as error:
+                if isinstance(error, Missing) and request.settings.ignore_missing_args:
+                    request.observer.note(f"skipped, it does not exist: {location}")
+                else:
+                    unusable(location, error)
 
     @property
     def parts(self) -> list[Part]:
