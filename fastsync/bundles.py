@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from fastsync.backend import Entry, ScanOptions, Source, closing
-from fastsync.engine import Work
 from fastsync.errors import FastsyncError, NotFound
 from fastsync.location import Location
 from fastsync.session import Request, Session
 from fastsync.tally import Summary
 from fastsync.wildcards import find
+from fastsync.work import Work
 from fastsync.works import engine_for, files
 
 # Fewer names are looked at one by one.

@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING
 
-from fastsync.engine import Record, Work
 from fastsync.errors import (
     IntegrityError,
     Missing,
@@ -20,6 +19,7 @@ from fastsync.session import Place, Request, Session, all_located, located, name
 from fastsync.settings import Settings
 from fastsync.tally import Summary
 from fastsync.wildcards import find
+from fastsync.work import Record, Work
 from fastsync.works import (
     Works,
     comparison_for,

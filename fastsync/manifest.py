@@ -16,11 +16,11 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from fastsync.backend import Entry, Hashes, LocalFiles, Source, closing, offers
-from fastsync.engine import Work
 from fastsync.errors import Unsupported, UsageError, from_os_error
 from fastsync.location import Location
 from fastsync.plan import PlanPage
 from fastsync.spool import Spool
+from fastsync.work import Work
 
 ALGORITHM: Final = "sha256"
 _LINE = re.compile(r"(\\?)([0-9a-f]{64}) [ *](.+)", re.DOTALL)

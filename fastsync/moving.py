@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from fastsync.backend import Entry, LocalFiles, Page, ScanOptions, Sink, Source, closing, offers
-from fastsync.engine import Work
 from fastsync.errors import (
     Changed,
     Conflict,
@@ -34,6 +33,7 @@ from fastsync.renaming import rename
 from fastsync.session import Place, Request, Session, all_located, as_sink, located
 from fastsync.spool import Spool
 from fastsync.tally import Summary, Tally
+from fastsync.work import Work
 from fastsync.works import Works, engine_for
 
 # Why a file is skipped that is there already; for any other reason the source stays.

@@ -24,7 +24,6 @@ from typing import IO, Any, Final, NamedTuple
 
 from fastsync.backend import Entry, Kind, Owner, Source, TellsFileIds, closing, offers
 from fastsync.copying import run_sync
-from fastsync.engine import Work
 from fastsync.errors import (
     UsageError,
     from_os_error,
@@ -34,6 +33,7 @@ from fastsync.location import LOCAL_SCHEME, Location
 from fastsync.plan import PlanPage
 from fastsync.session import Place, Request
 from fastsync.tally import Summary
+from fastsync.work import Work
 
 VERSION: Final = 1
 # A path, a link's text and two places, all of them as long as systems allow, and their bytes again.

@@ -25,7 +25,6 @@ from fastsync.backend import (
     closing,
     offers,
 )
-from fastsync.engine import Work
 from fastsync.errors import (
     Changed,
     Conflict,
@@ -51,6 +50,7 @@ from fastsync.planfile import (
 from fastsync.session import Request, Session
 from fastsync.settings import Settings
 from fastsync.tally import Summary
+from fastsync.work import Work
 from fastsync.workers import run_all
 from fastsync.works import backup_for, engine_for, kept, refuse_overlap, write_options
 

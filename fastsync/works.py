@@ -32,7 +32,7 @@ from fastsync.backend import (
     offers,
 )
 from fastsync.comparing import common_algorithm, find_hashes
-from fastsync.engine import Budgets, Engine, Record, Work
+from fastsync.engine import Engine
 from fastsync.errors import (
     Conflict,
     FastsyncError,
@@ -48,6 +48,7 @@ from fastsync.plan import Comparison, DeleteGate, PlanPage, Rules, Step, plan
 from fastsync.session import Request, Session, located, named, untrusted, whole
 from fastsync.settings import Settings
 from fastsync.wildcards import Wildcard, find, something
+from fastsync.work import Budgets, Record, Work
 
 # A file can be written to twice in a moment that its time cannot tell apart.
 RECENT_NS: Final = 2_000_000_000

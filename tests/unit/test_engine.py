@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fastsync import engine as engine_module
+from fastsync import items as items_module
 from fastsync import patience
 from fastsync.backend import (
     Buffer,
@@ -25,7 +25,7 @@ from fastsync.backend import (
     StoreOptions,
     WriteOptions,
 )
-from fastsync.engine import Budgets, Engine, Work
+from fastsync.engine import Engine
 from fastsync.errors import (
     AccessRefused,
     Changed,
@@ -48,6 +48,7 @@ from fastsync.plan import Comparison, DeleteGate, PlanPage, Rules, plan
 from fastsync.tally import Summary
 from fastsync.testing import BareMemoryBackend, Box, MemoryBackend
 from fastsync.testing.box import Node, directory
+from fastsync.work import Budgets, Work
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -457,9 +458,9 @@ async def test_files_and_streams_are_really_used(bucket: World) -> None:
 
 async def test_batches_do_not_hold_up_each_other(disk: World) -> None:
     """Small files travel in batches, large ones alone, and several of either at once."""
-    count = 3 * engine_module.BATCH_FILES
+    count = 3 * items_module.BATCH_FILES
     disk.have({f"{number:04}": b"x" for number in range(count)})
-    disk.have({f"large{number}": bytes(engine_module.ALONE_FROM) for number in range(2)})
+    disk.have({f"large{number}": bytes(items_module.ALONE_FROM) for number in range(2)})
     going = most = 0
 
     class Busy:

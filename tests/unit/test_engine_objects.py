@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from fastsync import engine as engine_module
+from fastsync import items as items_module
 from fastsync import patience
 from fastsync.backend import ScanOptions, StoreOptions, WriteOptions
-from fastsync.engine import Budgets, Engine, Work
+from fastsync.engine import Engine
 from fastsync.errors import (
     IntegrityError,
     PermissionRefused,
@@ -24,6 +24,7 @@ from fastsync.plan import Rules, plan
 from fastsync.tally import Summary
 from fastsync.testing import Box, ObjectMemoryBackend
 from fastsync.testing.memory import ObjectMemoryStore
+from fastsync.work import Budgets, Work
 
 KIB = 1 << 10
 THEN = 10**18
@@ -134,7 +135,7 @@ async def test_small_files_travel_in_batches(
     buckets: Buckets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every file arrives, by few calls; larger ones and those of a batch mix."""
-    monkeypatch.setattr(engine_module, "WHOLE_FILES", 10)
+    monkeypatch.setattr(items_module, "WHOLE_FILES", 10)
     wanted = {f"{number:03}": bytes([number]) * number for number in range(95)}
     wanted["large"] = b"x" * (200 * KIB)
     for name, content in wanted.items():
