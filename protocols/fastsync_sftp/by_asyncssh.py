@@ -10,7 +10,7 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from fastsync.backend import Buffer, StoreOptions
@@ -23,7 +23,9 @@ from fastsync.errors import (
     Unsupported,
     UsageError,
 )
+from fastsync_sftp.configuration import Configured, read_configuration
 from fastsync_sftp.hashes import COMMAND
+from fastsync_sftp.host_keys import HostKeys
 from fastsync_sftp.place import Place
 from fastsync_sftp.session import Known, Server, Session
 
@@ -141,7 +143,7 @@ class AsyncsshDialer:
         self._options = options
         self._prompts = Prompts(place)
         self._connections: dict[Session, asyncssh.SSHClientConnection] = {}
-        self._accepted: set[str] = set()
+        self._configured: asyncio.Task[Configured] | None = None
         # Set while the first one logs in: its result is whether others may try to.
         self.first: asyncio.Future[None] | None = None
 
@@ -169,8 +171,8 @@ class AsyncsshDialer:
     async def _dial(self, session: Session, known: Known, reached: Reached | None) -> None:
         import asyncssh
 
-        place, options = self._place, self._options
-        keys = _HostKeys(place, self._accepted)
+        options = self._options
+        keys: HostKeys | None = None
         started = asyncio.get_running_loop().time()
 
         def made(connection: asyncssh.SSHClientConnection) -> None:
@@ -178,14 +180,16 @@ class AsyncsshDialer:
                 took_s = asyncio.get_running_loop().time() - started
                 reached(min(took_s, round_trip_s(connection)))
 
-        def client() -> asyncssh.SSHClient:
-            return _client(keys, self._prompts, made, None if reached else self.first)
-
         connection: asyncssh.SSHClientConnection | None = None
         try:
             async with asyncio.timeout(options.request_timeout_s):
+                configured = await self._configuration()
+                keys = self._host_keys(configured)
+                client = partial(
+                    _client, keys, self._prompts, made, None if reached else self.first
+                )
                 connection = await asyncssh.connect(
-                    place.host, client_factory=client, **self._arguments()
+                    self._place.host, client_factory=client, **self._arguments(configured, keys)
                 )
                 self._tune(connection)
                 if self.first is not None and not self.first.done():
@@ -246,10 +250,28 @@ class AsyncsshDialer:
             if not opened.done():
                 opened.set_exception(error)
 
-    def _arguments(self) -> dict[str, Any]:
-        place = self._place
+    async def _configuration(self) -> Configured:
+        """Read once, for all connections."""
+        if self._configured is None or self._configured.cancelled():
+            self._configured = asyncio.create_task(read_configuration(self._place))
+            self._configured.add_done_callback(_notice)
+        return await asyncio.shield(self._configured)
+
+    def _host_keys(self, configured: Configured) -> HostKeys:
+        return HostKeys(
+            configured.known,
+            str(self._place),
+            configured.host,
+            configured.port,
+            configured.alias,
+            accept_new=self._place.accept_new,
+        )
+
+    def _arguments(self, configured: Configured, keys: HostKeys) -> dict[str, Any]:
         interval = min(_KEEPALIVE_S, self._options.stall_timeout_s / 4)
-        arguments: dict[str, Any] = {
+        arguments = {
+            **configured.arguments,
+            "known_hosts": lambda _host, _addr, _port: keys.find(),
             "encryption_algs": _CIPHERS,
             "compression_algs": None,
             "keepalive_interval": interval,
@@ -258,18 +280,8 @@ class AsyncsshDialer:
             "passphrase": self._prompts.passphrase,
             "agent_forwarding": False,
         }
-        if place.port is not None:
-            arguments["port"] = place.port
-        if place.user is not None:
-            arguments["username"] = place.user
-        if place.config is not None:
-            arguments["config"] = [place.config]
-        if place.identity is not None:
-            arguments["client_keys"] = [place.identity]
-        if place.known_hosts is not None:
-            arguments["known_hosts"] = (
-                place.known_hosts if os.path.exists(place.known_hosts) else b""
-            )
+        if not configured.has_key_kinds:
+            arguments["server_host_key_algs"] = keys.algorithms()
         return arguments
 
     def _tune(self, connection: asyncssh.SSHClientConnection) -> None:
@@ -288,7 +300,7 @@ class AsyncsshDialer:
             algorithm = options.congestion_control.encode()
             _try_to_set(sock, socket.IPPROTO_TCP, socket.TCP_CONGESTION, algorithm)
 
-    def _error(self, error: BaseException, keys: _HostKeys) -> FastsyncError | None:
+    def _error(self, error: BaseException, keys: HostKeys | None) -> FastsyncError | None:
         """The error of ours for one of asyncssh's; None for what is not an error of the connection."""
         import asyncssh
 
@@ -297,7 +309,7 @@ class AsyncsshDialer:
             return Throttled(error.message, where=where)
         if isinstance(error, FastsyncError):
             return error.at(where)
-        if keys.refusal is not None:
+        if keys is not None and keys.refusal is not None:
             return keys.refusal
         if isinstance(error, TimeoutError):
             return Transient(
@@ -311,7 +323,10 @@ class AsyncsshDialer:
                 f"the server let nobody in: {error.reason}", where=where, hint=hint
             )
         if isinstance(error, asyncssh.HostKeyNotVerifiable):
-            return AccessRefused(error.reason, where=where)
+            # Unless it was revoked, it is of a host on the way (ProxyJump): of ours we would know more.
+            is_revoked = "revoked" in error.reason
+            how = None if is_revoked else "log in there once with ssh, and accept its key"
+            return AccessRefused(error.reason, where=where, hint=how)
         if isinstance(error, asyncssh.KeyExchangeFailed):
             return AccessRefused(
                 f"no way to talk to the server: {error.reason}",
@@ -320,14 +335,14 @@ class AsyncsshDialer:
             )
         if isinstance(error, asyncssh.ChannelOpenError):
             if error.code == asyncssh.OPEN_CONNECT_FAILED:  # asyncssh's own word for a cut
-                return Throttled("the server hung up before we were in", where=where)
+                return Throttled(self._cut(), where=where)
             return AccessRefused(
                 f"the server offers no SFTP: {error.reason}",
                 where=where,
                 hint="the line `Subsystem sftp internal-sftp` in its sshd_config switches it on",
             )
         if isinstance(error, asyncssh.ConnectionLost):
-            return Throttled("the server hung up before we were in", where=where)
+            return Throttled(self._cut(), where=where)
         if isinstance(error, asyncssh.DisconnectError):
             return Transient(f"the server hung up: {error.reason}", where=where)
         if isinstance(error, (asyncssh.KeyImportError, asyncssh.KeyEncryptionError)):
@@ -340,10 +355,19 @@ class AsyncsshDialer:
             # A server that has too many logins under way (MaxStartups) hangs up without a word.
             cut = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
             kind = Throttled if isinstance(error, cut) else Transient
-            return kind(_said(error), where=where)
+            if error.filename is not None:
+                return UsageError(f"{error.filename}: {_said(error)}", where=where)
+            return kind(self._cut() if kind is Throttled else _said(error), where=where)
         if isinstance(error, ValueError):
             return UsageError(str(error), where=where)
         return None
+
+    def _cut(self) -> str:
+        task = self._configured
+        is_read = task is not None and task.done() and not task.cancelled()
+        if is_read and task is not None and not task.exception() and task.result().is_proxied:
+            return "the server, or what leads there (ProxyCommand), hung up before we were in"
+        return "the server hung up before we were in"
 
     async def shell(self) -> _Shell:
         """See `Dialer.shell`: a channel of a connection that is there."""
@@ -366,17 +390,22 @@ class AsyncsshDialer:
             await connection.wait_closed()
 
     async def aclose(self) -> None:
-        """There is nothing but the connections of sessions."""
+        """Idempotent; connections go with their sessions."""
+        if self._configured is not None:
+            self._configured.cancel()
+            await asyncio.wait([self._configured])
 
 
-def _notice(future: asyncio.Future[None]) -> None:
+def _notice(future: asyncio.Future[Any]) -> None:
     """See an exception that perhaps nobody waits for."""
     if not future.cancelled():
         future.exception()
 
 
 def _said(error: OSError) -> str:
-    return (error.strerror or str(error) or type(error).__name__).lower()
+    # asyncio has words of its own for what failed, and the reason only as a number.
+    said = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+    return (said or type(error).__name__).lower()
 
 
 def round_trip_s(connection: asyncssh.SSHClientConnection) -> float:
@@ -406,55 +435,8 @@ def _try_to_set(sock: Any, level: int, name: int, value: int | bytes) -> None:
         return  # a kernel without it keeps its default
 
 
-class _HostKeys:
-    """Decides on host keys that are not known, and says why one was refused."""
-
-    def __init__(self, place: Place, accepted: set[str]) -> None:
-        self._place = place
-        self._accepted = accepted  # lines written by connections that began at the same time
-        self.refusal: AccessRefused | None = None
-
-    def is_trusted(self, key: asyncssh.SSHKey, is_changed: bool, name: str) -> bool:
-        """True when the key of a host that is met for the first time may be remembered, and now is."""
-        place, fingerprint = self._place, key.get_fingerprint("sha256")
-        kind = key.get_algorithm().removeprefix("ssh-").upper()
-        if is_changed:
-            self.refusal = AccessRefused(
-                f"the host key has changed, it is now {kind} {fingerprint}: somebody may listen in",
-                where=str(place),
-                hint=f"if you know why, remove the old key with: ssh-keygen -R '{name}'"
-                + (f" -f {place.known_hosts}" if place.known_hosts else ""),
-            )
-            return False
-        if not place.accept_new:
-            self.refusal = AccessRefused(
-                f"the host key is not known: {kind} {fingerprint}",
-                where=str(place),
-                hint="if that is the server's, accept it with --accept-new-host-key",
-            )
-            return False
-        line = f"{name} {key.export_public_key('openssh').decode().strip()}\n"
-        if line in self._accepted:
-            return True
-        file = Path(place.known_hosts or "~/.ssh/known_hosts").expanduser()
-        try:
-            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-            try:
-                os.write(fd, line.encode())
-            finally:
-                os.close(fd)
-        except OSError as error:
-            self.refusal = AccessRefused(
-                f"the host key cannot be written to {file}: {_said(error)}", where=str(place)
-            )
-            return False
-        self._accepted.add(line)
-        return True
-
-
 def _client(
-    keys: _HostKeys,
+    keys: HostKeys,
     prompts: Prompts,
     made: Callable[[asyncssh.SSHClientConnection], None],
     first: asyncio.Future[None] | None,
@@ -464,7 +446,6 @@ def _client(
 
     class Client(asyncssh.SSHClient):
         def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
-            self._connection = conn
             made(conn)
             if first is not None and not first.done():
                 # The one step of a login that is asked for and may wait. It comes first, as keys do.
@@ -479,10 +460,13 @@ def _client(
         def validate_host_public_key(
             self, host: str, addr: str, port: int, key: asyncssh.SSHKey
         ) -> bool:
-            # asyncssh asks only about keys it does not find; what it did find for this host is there.
-            known = self._connection._trusted_host_keys
-            name = host if port == 22 else f"[{host}]:{port}"
-            return keys.is_trusted(key, bool(known), name)
+            return keys.is_trusted(key)
+
+        def validate_host_ca_key(
+            self, host: str, addr: str, port: int, key: asyncssh.SSHKey
+        ) -> bool:
+            keys.refuse_authority(key)
+            return False
 
         async def password_auth_requested(self) -> str | None:
             return await self._answer_once()

@@ -263,6 +263,8 @@ def command(place: Place, ssh: str, connect_timeout_s: float) -> list[str]:
         "StrictHostKeyChecking": "accept-new" if place.accept_new else "yes",
         "ConnectTimeout": str(max(1, round(connect_timeout_s))),
         "ServerAliveInterval": "15",
+        # Else it does not tell the key of a host that it refuses; and QUIET would tell nothing.
+        "LogLevel": "DEBUG",
         "Ciphers": "^aes128-gcm@openssh.com,aes256-gcm@openssh.com",
     }
     argv = [ssh, "-x", "-a", "-T"]
@@ -287,12 +289,19 @@ def _quoted(path: str) -> str:
     return '"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-_FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
+_FINGERPRINT = re.compile(
+    r"Server host (?:key|certificate): (?:ssh-)?(\S+?)(?:-cert-\S+)? (SHA256:[A-Za-z0-9+/]{43})"
+)
+_REMOVE: Final = re.compile(r"ssh-keygen -f .* -R .*")
+_CHANGED: Final = "the host key has changed, it is now {}: somebody may listen in"
+_UNKNOWN: Final = "the host key is not known: {}"
+_HOST_KEY: Final = (
+    ("REVOKED HOST KEY", "the host key was revoked: {}"),
+    ("HOST IDENTIFICATION HAS CHANGED", _CHANGED),
+    ("host key is known for", _UNKNOWN),
+    ("Host key verification failed", _UNKNOWN),
+)
 _REFUSED: Final = (
-    ("REMOTE HOST IDENTIFICATION HAS CHANGED", "the host key has changed"),
-    ("HOST IDENTIFICATION", "the host key is not the one that is known"),
-    ("host key is known for", "the host key is not known"),
-    ("Host key verification failed", "the host key is not known"),
     ("Permission denied", "the server let nobody in"),
     ("Too many authentication failures", "the server let nobody in"),
     ("no matching", "we and the server have no common way to encrypt"),
@@ -302,17 +311,33 @@ _REFUSED: Final = (
 _TURNED_AWAY: Final = "kex_exchange_identification"
 # What ssh says when it did not even get a connection; any other end before a session is worth a new one.
 _UNREACHED: Final = re.compile("connect to host .*: (?!Connection reset)")
-_USAGE: Final = ("Bad configuration option", "Could not resolve hostname", "Can't open user config")
+_USAGE: Final = (
+    "bad configuration option",
+    "Bad configuration option",
+    "Could not resolve hostname",
+    "Can't open user config",
+)
 
 
 def error_of(said: str, where: str) -> FastsyncError:
     """The error for what ssh said before it ended."""
+    key = _FINGERPRINT.search(said)
+    said = "".join(line for line in said.splitlines(True) if not line.startswith("debug1:"))
+    for text, message in _HOST_KEY:
+        if text in said:
+            # The last key is not ours to tell of where it was a host on the way (ProxyJump).
+            shown = f"{key[1].upper()} {key[2]}" if key else "its own key was not seen"
+            hint = None
+            if message is _UNKNOWN:
+                hint = "if that is the server's, accept it with --accept-new-host-key"
+                if key is None:
+                    hint = "if it is one on the way, log in there once with ssh"
+            elif remove := _REMOVE.search(said):
+                hint = f"if you know why, remove the old key with: {remove[0].strip()}"
+            return AccessRefused(message.format(shown), where=where, hint=hint)
     for text, message in _REFUSED:
         if text in said:
-            found = _FINGERPRINT.search(said)
-            return AccessRefused(
-                f"{message}{f' ({found[0]})' if found else ''}", where=where, hint=_last(said)
-            )
+            return AccessRefused(message, where=where, hint=_last(said))
     for text in _USAGE:
         if text in said:
             return UsageError(_last(said) or "ssh failed", where=where)

@@ -108,6 +108,38 @@ def test_a_certificate(
         assert fastsync("ls", *way, sshd.url(there)) == (0, "file\n", "")
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_host_with_a_certificate(
+    fastsync: Fastsync,
+    there: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    transport: str,
+) -> None:
+    """Of an authority that is not known: then the plain key counts, and is shown and accepted."""
+    keys = tmp_path_factory.mktemp("keys")
+    for name in ("ca", "key"):
+        _keygen("-t", "ed25519", "-N", "", "-f", str(keys / name))
+    _keygen("-s", str(keys / "ca"), "-I", "host", "-h", "-n", "127.0.0.1", str(keys / "key.pub"))
+    fingerprint = asyncssh.read_public_key(keys / "key.pub").get_fingerprint()
+    options = [f"HostKey {keys}/key", f"HostCertificate {keys}/key-cert.pub"]
+    with running_sshd(tmp_path_factory.mktemp("certified"), options=options) as sshd:
+        known = tmp_path / "known"
+        way = ["--ssh-transport", transport, "--ssh-config", str(sshd.config)]
+        way += ["--known-hosts", str(known), "--identity", str(sshd.identity), sshd.url(there)]
+        refused = fastsync("ls", *way)
+        assert refused.code == 5, refused
+        assert f"the host key is not known: ED25519 {fingerprint}" in refused.stderr
+        assert "--accept-new-host-key" in refused.stderr
+        assert fastsync("ls", "--accept-new-host-key", *way).stdout == "file\n"
+        known.write_text(f"@cert-authority [127.0.0.1]:* {(keys / 'ca.pub').read_text()}")
+        assert fastsync("ls", *way) == (0, "file\n", "")
+        known.write_text(f"@revoked * {' '.join((keys / 'key.pub').read_text().split()[:2])}\n")
+        refused = fastsync("ls", "--accept-new-host-key", *way)
+        assert refused.code == 5, refused
+        assert "revoked" in refused.stderr
+
+
 def _keygen(*arguments: str) -> None:
     quiet = subprocess.DEVNULL
     subprocess.run(["ssh-keygen", "-q", *arguments], check=True, stdin=quiet, stdout=quiet)
