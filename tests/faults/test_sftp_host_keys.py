@@ -109,5 +109,5 @@ async def test_a_configuration_with_files_that_are_not_there(
     assert (tmp_path / "known").read_text().startswith("alias ssh-ed25519 ")
     await _connect(server, tmp_path, host="alias", **place)
     for setting in ("identity", "ssh_config"):
-        with pytest.raises(UsageError, match="cannot be read: .*/none"):
+        with pytest.raises(UsageError, match=r"cannot be read: .*/none"):
             await _connect(server, tmp_path, host="alias", **{setting: f"{tmp_path}/none"})
