@@ -49,6 +49,7 @@ class RemoteFile:
         self.handles: dict[Session, bytes] = {}
         self._flags = flags
         self._opening: set[Session] = set()
+        self._refused: set[Session] = set()
         self._closed = False
 
     def adopt(self, session: Session, handle: bytes) -> None:
@@ -56,8 +57,13 @@ class RemoteFile:
         self.handles[session] = handle
 
     def knows(self, session: Session) -> bool:
-        """True when it is open there, or will be."""
-        return session in self.handles or session in self._opening
+        """True when it is open there, will be, or cannot be."""
+        return session in self.handles or session in self._opening or session in self._refused
+
+    def refuse(self, session: Session) -> bool:
+        """Do without that connection, where it could not be opened. False if there is no other."""
+        self._refused.add(session)
+        return self.is_opened
 
     @property
     def is_opened(self) -> bool:
@@ -91,6 +97,7 @@ class RemoteFile:
         """The connection is gone."""
         self.handles.pop(session, None)
         self._opening.discard(session)
+        self._refused.discard(session)
 
     def check(self, now: Attributes) -> FastsyncError | None:
         """Changed, if the file is not the one that was listed."""
@@ -526,7 +533,8 @@ class Spreader:
                     best, least = session, session.outstanding
                 elif not file.knows(session):
                     stranger = session
-        if stranger is not None and (transfer.is_long or not file.is_opened):
+        is_worthwhile = stranger is not None and transfer.is_long and not stranger.handles.are_few
+        if stranger is not None and (is_worthwhile or not file.is_opened):
             # That one takes blocks once the file is open there.
             self._open(transfer, stranger)
         if best is not None:
@@ -537,7 +545,7 @@ class Spreader:
 
     def _open(self, transfer: Transfer, session: Session) -> None:
         def opened(error: FastsyncError | None) -> None:
-            if error is not None and not transfer.done.done():
+            if error is not None and not transfer.done.done() and not transfer.file.refuse(session):
                 transfer.fail(error)
             self.pump()
 

@@ -82,6 +82,7 @@ class Pool:
         self._growing: asyncio.Task[None] | None = None
         self._is_hungry = False
         self._is_settled = False  # more connections brought nothing
+        self._is_crowded = False  # no more are to be had
         self._closing: set[asyncio.Task[None]] = set()
         self._is_closed = False
         self.extensions: Mapping[bytes, bytes] = {}
@@ -110,10 +111,27 @@ class Pool:
                 self._dialing = asyncio.create_task(self._dial(self._first))
                 self._dialing.add_done_callback(self._dialed)
             await asyncio.shield(self._dialing)
-        return min(self.sessions, key=self._load)
+        best = min(self.sessions, key=self._load)
+        if best.handles.is_full and await self._has_another():
+            best = min(self.sessions, key=self._load)
+        return best
 
-    def _load(self, session: Session) -> int:
-        return session.outstanding + (self.dispatcher.load(session) << 16)
+    async def _has_another(self) -> bool:
+        """Where every connection has as many files open as it may, one more is had, if it can be: who needs
+        it may be whom the others wait for."""
+        count = len(self.sessions)
+        if self._growing is None:
+            if count >= self._most or self._is_crowded or self._is_closed:
+                return False
+            self._grow_by(self._add(1))
+        if self._growing is not None:
+            await asyncio.wait([self._growing])
+        self._is_crowded = len(self.sessions) <= count
+        return bool(self.sessions)
+
+    def _load(self, session: Session) -> tuple[bool, int]:
+        load = session.outstanding + (self.dispatcher.load(session) << 16)
+        return session.handles.is_full, load
 
     def _dialed(self, task: asyncio.Task[Session]) -> None:
         self._dialing = None
@@ -178,6 +196,8 @@ class Pool:
                 dialer = self._first
         session.on_loss = self._lost
         session.lacks = self.lacks
+        if session.handles.are_few:
+            session.lacks(session.few_handles())
         self._dialer_of[session] = dialer
         self.extensions = session.extensions
         self.sessions.append(session)
@@ -203,7 +223,7 @@ class Pool:
         self._spare()
         self.spreader.lost(session)
         self.dispatcher.lost(session)
-        self._is_settled = False
+        self._is_settled = self._is_crowded = False
         if dialer is not None:
             task = asyncio.get_running_loop().create_task(dialer.hang_up(session))
             self._closing.add(task)

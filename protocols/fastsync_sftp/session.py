@@ -14,7 +14,18 @@ from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 from fastsync.backend import Buffer
 from fastsync.errors import FastsyncError, Stalled, Transient
 from fastsync_sftp import packets
-from fastsync_sftp.packets import DATA, LOST, VERSION, BrokenProtocol, Reply, Request
+from fastsync_sftp.handles import Handles
+from fastsync_sftp.packets import (
+    CLOSE,
+    DATA,
+    LOST,
+    OPEN,
+    OPENDIR,
+    VERSION,
+    BrokenProtocol,
+    Reply,
+    Request,
+)
 
 Answered: TypeAlias = Callable[[int, Any], None]
 
@@ -95,6 +106,7 @@ class Session:
         self.error: FastsyncError | None = None
         self.on_loss: Callable[[Session], None] | None = None
         self.lacks: Callable[[str], None] = lambda _what: None  # hears what the server cannot do
+        self.handles = Handles(self._send, self._are_few)
         self._loop = asyncio.get_running_loop()
         self._answered: dict[int, Answered] = {}
         self._next_id = 0
@@ -128,6 +140,7 @@ class Session:
                 min(write or SAFE_BLOCK, MAX_BLOCK),
                 handles or None,
             )
+            self.handles.most = self.limits.handles
         elif kind == LOST:
             raise body
         self._measure()
@@ -144,6 +157,7 @@ class Session:
     def begin_with(self, stream: ByteStream, server: Server) -> None:
         """Begin with a server that is known, without waiting for its greeting: requests may follow."""
         self.limits, self.extensions, self.rtt_s = server
+        self.handles.most = self.limits.handles
         self._greet(stream)
 
     def _greet(self, stream: ByteStream) -> asyncio.Future[bytes]:
@@ -186,8 +200,18 @@ class Session:
         for answered in waiting.values():
             answered(LOST, _again(error))
         self._out.clear()
+        self.handles.fail(lambda: _again(error))
         if self.on_loss is not None:
             self.on_loss(self)
+
+    def _are_few(self, most: int) -> None:
+        self.limits = self.limits._replace(handles=most)
+        self.lacks(self.few_handles())
+
+    def few_handles(self) -> str:
+        """What to tell the user where there are few."""
+        most = self.handles.most
+        return f"the server allows {most} open file{'' if most == 1 else 's'} at a time"
 
     def pace(self, length: int, took_s: float, most: int) -> None:
         """A block was delivered. The window grows with what is delivered, by a quarter in a round trip: what
@@ -206,6 +230,15 @@ class Session:
 
     def submit(self, request: Request, answered: Answered) -> None:
         """Send a request; `answered` gets the type and the body of the answer, or LOST and an error."""
+        kind = request[0]
+        if kind in (OPEN, OPENDIR):
+            self.handles.open(request, answered)
+        elif kind == CLOSE:
+            self.handles.close(request, answered)
+        else:
+            self._send(request, answered)
+
+    def _send(self, request: Request, answered: Answered) -> None:
         if self.error is not None:
             self._loop.call_soon(answered, LOST, _again(self.error))
             return
@@ -308,12 +341,20 @@ class Session:
         assert self.stream is not None
         seen = (self._received, self.stream.unsent)
         is_owed = bool(self._answered) or (self._greeting is not None and not self._greeting.done())
-        self._idle_looks = self._idle_looks + 1 if is_owed and seen == self._seen else 0
+        # What is held open here, and used elsewhere or not at all, must not be waited for without end.
+        is_late = (is_owed or self.handles.is_waiting) and seen == self._seen
+        self._idle_looks = self._idle_looks + 1 if is_late else 0
         self._seen = seen
-        if self._idle_looks >= _LOOKS:
+        if is_owed and self._idle_looks >= _LOOKS:
             self.lose(Stalled(f"no answer for {self._stall_timeout_s:g} seconds"))
             return
+        if not is_owed and self._idle_looks >= _LOOKS // 4:
+            self.handles.fail(_too_few_open)
         self._watch = self._loop.call_later(self._stall_timeout_s / _LOOKS, self._look)
+
+
+def _too_few_open() -> FastsyncError:
+    return Stalled("the server allows no more open files, and none was closed", hint="try --jobs 1")
 
 
 def _content(pieces: list[memoryview]) -> list[memoryview]:

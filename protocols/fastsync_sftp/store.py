@@ -678,8 +678,10 @@ class CopyingSftpStore(SftpStore):
     """A store whose server copies by itself (the extension copy-data)."""
 
     def can_copy_from(self, source: Source) -> bool:
-        """See `CopiesWithin.can_copy_from`."""
-        return isinstance(source, SftpStore) and source.pool is self.pool
+        """See `CopiesWithin.can_copy_from`. It takes two open files on one connection."""
+        if not isinstance(source, SftpStore) or source.pool is not self.pool:
+            return False
+        return all(session.handles.most != 1 for session in self.pool.sessions)
 
     async def copy_from(
         self,
