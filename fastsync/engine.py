@@ -33,7 +33,7 @@ from fastsync.backend import (
 )
 from fastsync.backing import save
 from fastsync.errors import Changed, Conflict, FastsyncError, NotFound
-from fastsync.events import Observer
+from fastsync.events import RENAMED, Observer
 from fastsync.items import BATCH_FILES, Items, Job, Run, not_saved
 from fastsync.location import Location
 from fastsync.patience import patiently
@@ -79,7 +79,7 @@ class Engine:
     def renamed(self, entry: Entry, source: Location, destination: Location) -> None:
         """What needs no copy, having got another name."""
         path = source.name + "/" * (entry.kind == "dir")
-        self._tally.done("copy", path, (source, destination), entry.size, "renamed")
+        self._tally.done("copy", path, (source, destination), entry.size, RENAMED)
 
     async def run(self, works: AsyncIterator[Work]) -> Summary:
         """Carry out everything. Raises only what no item can be blamed for (a listing that failed);

@@ -7,11 +7,14 @@ only for an observer that wants them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import Final, Literal, NamedTuple, Protocol, TypeAlias
 
 from fastsync.errors import FastsyncError
 
 Operation: TypeAlias = Literal["copy", "mkdir", "link", "attributes", "delete", "skip", "scan"]
+
+# The reason of a copy that was none: what was moved has another name.
+RENAMED: Final = "renamed"
 
 
 class Item(NamedTuple):

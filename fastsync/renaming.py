@@ -11,11 +11,11 @@ from fastsync.works import Part, Works
 
 async def rename(session: Session, works: Works, engine: Engine) -> None:
     """Rename what can be, and take it out of `works`. A directory goes as a whole, where nothing has its
-    name at the destination. What a store does not want to rename is left to be copied."""
+    name at the destination. What a store does not want to rename is left to be copied. A dry run takes
+    it that a store wants to."""
     settings = session.request.settings
     is_plain = not (
-        settings.dry_run
-        or settings.ignore_existing
+        settings.ignore_existing
         or settings.existing
         or settings.update
         or settings.checksum
@@ -30,7 +30,7 @@ async def rename(session: Session, works: Works, engine: Engine) -> None:
         return
     for part in list(works.parts):
         if part.files is not None:
-            await _rename_files(part, works, engine)
+            await _rename_files(part, works, engine, settings.dry_run)
             if part.files:
                 continue
         elif part.wild is not None or not await _rename_tree(session, part, engine):
@@ -38,7 +38,7 @@ async def rename(session: Session, works: Works, engine: Engine) -> None:
         works.parts.remove(part)
 
 
-async def _rename_files(part: Part, works: Works, engine: Engine) -> None:
+async def _rename_files(part: Part, works: Works, engine: Engine, dry_run: bool) -> None:
     source, sink = part.source, part.sink
     mover = _mover(sink, source)
     if part.files is None or mover is None:
@@ -48,7 +48,7 @@ async def _rename_files(part: Part, works: Works, engine: Engine) -> None:
         for entry, standing in part.files
         if standing is None or standing.kind == "file"
     ]
-    answers = await mover.move_from(source, jobs)
+    answers = [None] * len(jobs) if dry_run else await mover.move_from(source, jobs)
     moved = {job.entry.path for job, error in zip(jobs, answers, strict=True) if error is None}
     for job in jobs:
         if job.entry.path in moved:
@@ -73,10 +73,12 @@ async def _rename_tree(session: Session, part: Part, engine: Engine) -> bool:
             return False
     except FastsyncError:
         return False  # whoever copies it will say what is wrong
-    (error,) = await mover.move_from(source, [CopyJob(entry, theirs.name)])
-    if error is None:
-        engine.renamed(entry, ours, theirs)
-    return error is None
+    if not session.request.settings.dry_run:
+        (error,) = await mover.move_from(source, [CopyJob(entry, theirs.name)])
+        if error is not None:
+            return False
+    engine.renamed(entry, ours, theirs)
+    return True
 
 
 async def _stands(sink: Sink, name: str) -> bool:

@@ -14,7 +14,7 @@ import time
 from typing import Any, Final, TextIO
 
 from fastsync.errors import FastsyncError
-from fastsync.events import Item, Totals
+from fastsync.events import RENAMED, Item, Totals
 from fastsync.names import printable
 from fastsync.redaction import redacted
 from fastsync.settings import Settings
@@ -268,12 +268,16 @@ def local_time(time_ns: int | None) -> str:
 
 def _told(item: Item) -> str:
     name = item.destination or item.source
+    if item.reason == RENAMED:
+        return f"renamed {printable(name)}"
     size = f" ({human_size(item.size)})" if item.operation == "copy" and item.size else ""
     reason = f": {item.reason}" if item.operation == "skip" else ""
     return f"{_DONE[item.operation]} {printable(name)}{size}{reason}"
 
 
 def _intent(item: Item) -> str:
+    if item.reason == RENAMED:
+        return f"rename {printable(item.source)} -> {printable(item.destination)}"
     verb = {"mkdir": "make", "attributes": "set attributes of"}.get(item.operation, item.operation)
     arrow = f"{printable(item.source)} -> " if item.operation in ("copy", "link") else ""
     size = (

@@ -64,6 +64,8 @@ _LINGER_S: Final = 0.5
 _READ_AHEAD: Final = 4 << 20
 # Deletes, attributes and the like that are sent in one go.
 _AT_ONCE: Final = 500
+# Times that a move is asked for again whose answer was lost.
+_MOVES: Final = 3
 # Directories that are looked into for what a killed run left there, where no listing does it.
 _GLANCES: Final = 64
 
@@ -478,17 +480,23 @@ class SftpStore:
             return lambda session: move(session, start, target, job.entry, error)
 
         answers = await self._each(jobs, script)
-        for index, (job, answer) in enumerate(zip(jobs, answers, strict=True)):
-            if isinstance(answer, Transient) and await self._has_moved(source, job):
-                answers[index] = None  # it was the answer that was lost
+        for _ in range(_MOVES):
+            lost = [index for index, error in enumerate(answers) if isinstance(error, Transient)]
+            if not lost:
+                break
+            # Of a request whose answer is lost nobody knows whether it was carried out, or will be yet. The
+            # same once more settles it: of two, one is too late.
+            with contextlib.suppress(Transient):
+                again = await self._each([jobs[index] for index in lost], script)
+                for index, error in zip(lost, again, strict=True):
+                    is_late = error is not None and not error.transient
+                    is_there = is_late and await self._has_moved(source, jobs[index])
+                    answers[index] = None if is_there else error
         return answers
 
     async def _has_moved(self, source: SftpStore, job: CopyJob) -> bool:
         start, target = join(source.root, job.entry.path), join(self.root, job.path)
-        try:
-            return await self.pool.run(lambda _: has_moved(start, target, job.entry))
-        except FastsyncError:
-            return False
+        return await self.pool.run(lambda _: has_moved(start, target, job.entry))
 
     async def delete(self, entries: Sequence[Entry]) -> list[FastsyncError | None]:
         """See `Sink.delete`."""

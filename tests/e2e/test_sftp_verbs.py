@@ -109,10 +109,13 @@ def test_mv(fastsync: Fastsync, there: Path, sshd: Sshd, flags: list[str], tmp_p
 def test_mv_within_is_another_name(
     fastsync: Fastsync, there: Path, sshd: Sshd, flags: list[str], plant: Plant
 ) -> None:
-    """One file, several, one over another, and a tree: the same files as before."""
+    """One file, several, one over another, and a tree: the same files as before; a dry run says so."""
     before = {path.name: path.lstat().st_ino for path in there.rglob("*")}
     plant(there, {"old": "old"})
     to = sshd.url(there)
+    for pair in ((f"{to}/a", f"{to}/old"), (f"{to}/dir", f"{to}/x/y")):
+        told = fastsync("mv", "-n", *flags, *pair)
+        assert told == (0, f"would rename {pair[0]} -> {pair[1]}\n", ""), told
     assert fastsync("mv", *flags, f"{to}/a", f"{to}/old") == (0, "", "")
     assert (there / "old").stat().st_ino == before["a"]
     assert fastsync("mv", *flags, f"{to}/old", f"{to}/dir/b", f"{to}/new/").code == 0

@@ -17,13 +17,22 @@ import pytest_asyncio
 from fault_proxy import FaultProxy, Trouble
 from sshd import OurServer, free_port, no_extensions
 
-from fastsync.backend import Entry, Loaded, ScanOptions, StoreOptions, WholeJob, WriteOptions
+from fastsync.backend import (
+    CopyJob,
+    Entry,
+    Loaded,
+    ScanOptions,
+    StoreOptions,
+    WholeJob,
+    WriteOptions,
+)
 from fastsync.errors import (
     AccessRefused,
     Changed,
     DestinationFull,
     FastsyncError,
     NameRefused,
+    NotFound,
     Stalled,
     Transient,
 )
@@ -204,6 +213,46 @@ async def test_a_batch_that_is_cut_leaves_nothing_half(server: OurServer, root: 
         again = [job for job, answer in zip(jobs, answers, strict=True) if answer is not None]
         assert await store.write_whole(again, WriteOptions()) == [None] * len(again)
     assert left_in(root) == {f"f{number}": noise(1000) for number in range(300)}
+
+
+@pytest.mark.parametrize("kind", ["file", "dir"])
+@pytest.mark.parametrize("when", ["before", "after", "never"])
+async def test_the_answer_to_a_move_is_lost(
+    server: OurServer, root: Path, monkeypatch: pytest.MonkeyPatch, kind: str, when: str
+) -> None:
+    """It is moved once, and said to be, whether the server had done it, does it later or not at all."""
+    cuts = 1
+
+    def move(_: asyncssh.SFTPServer, old: bytes, new: bytes) -> None:
+        nonlocal cuts
+        if not cuts:
+            os.rename(old, new)
+            return
+        cuts -= 1
+        loop = asyncio.get_running_loop()
+        if when == "before":
+            os.rename(old, new)
+        server.cut()
+        if when == "after":
+
+            def late() -> None:
+                with contextlib.suppress(OSError):
+                    os.rename(old, new)
+
+            loop.call_later(0.005, late)
+
+    monkeypatch.setattr(Fickle, "rename", move)
+    monkeypatch.setattr(Fickle, "posix_rename", move)
+    (root / "old").mkdir()
+    (root / "old/file").write_bytes(b"content")
+    async with connected(server, root) as store:
+        path, target = ("old/file", "new") if kind == "file" else ("old", "new")
+        entry = await store.stat(path)
+        assert await store.move_from(store, [CopyJob(entry, target)]) == [None]
+        with pytest.raises(NotFound):
+            await store.stat(path)
+    assert cuts == 0
+    assert left_in(root) == {"new" if kind == "file" else "new/file": b"content"}
 
 
 async def test_nobody_listens(tmp_path: Path) -> None:
