@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -10,7 +11,9 @@ from typing import Final
 
 from fastsync.budget import Budget
 
-FEW_STREAMS: Final = 2
+# One thread receives what one processor of a server nearby can send: a second one only takes turns with
+# both, unless there are processors to spare.
+FEW_STREAMS: Final = 1 if (os.cpu_count() or 1) < 4 else 2
 # What a stream brings, in bytes per second, where processors are the limit: a further one would only take
 # turns with it. Far places, and services that pace each connection (S3: 85 to 90 MB/s), bring less.
 FULL_STREAM: Final = 96 << 20
@@ -26,11 +29,13 @@ FAR_S: Final = 0.09
 
 
 class Widening:
-    """Streams to take and give back: few at first, twice as many while those there are bring less than
+    """Streams to take and give back: `few` at first, twice as many while those there are bring less than
     `FULL_STREAM` each, `most` in the end. `moved` is told of bytes as they come, in the event loop."""
 
-    def __init__(self, most: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self.streams = Budget(min(most, FEW_STREAMS))
+    def __init__(
+        self, most: int, few: int = FEW_STREAMS, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.streams = Budget(min(most, few))
         self._most = most
         self._clock = clock
         self._since = clock()

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-import functools
+import math
 import os
 import re
 import select
@@ -30,6 +30,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from fastsync.backend import READ_BUFFER, Buffer, Progress
@@ -44,6 +45,7 @@ from fastsync.errors import (
     from_os_error,
 )
 from fastsync.redaction import conceal
+from fastsync.splicing import CAN_SPLICE, Splice
 from fastsync.tls import TlsSocket
 
 T = TypeVar("T")
@@ -58,7 +60,15 @@ _SMALL: Final = 64 << 10
 # How much of a body the kernel gathers before it wakes a thread, and for how long it does at the most.
 _GATHERED: Final = 256 << 10
 _GATHERING_S: Final = 0.2
+# Less at once than this comes more slowly than it is taken, and is worth waiting for.
+_WORTH_A_CALL: Final = 64 << 10
+# A round trip to a server with which the kernel may move bytes one call after the other.
+_NEAR_S: Final = 0.002
+# Where struct tcp_info of Linux (include/uapi/linux/tcp.h) has tcpi_min_rtt, in microseconds.
+_MIN_RTT_AT: Final = 148
+# Progress is told when so much has moved and so long has passed: each time wakes the event loop.
 _TELL_EVERY: Final = 1 << 20
+_TELL_EVERY_S: Final = 0.02
 _TICK_S: Final = 1.0
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _SIZE_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")
@@ -204,7 +214,7 @@ def _split_line(line: str) -> tuple[str, str]:
 
 
 # Of a thousand small files, most lines say what the one before said.
-_split_known_line: Final = functools.lru_cache(256)(_split_line)
+_split_known_line: Final = lru_cache(256)(_split_line)
 
 
 def _parse_head(data: bytes, is_head: bool) -> _Head:
@@ -886,10 +896,13 @@ class Wire:
         check: Callable[[int, Headers], None],
         progress: Progress,
         digest: Callable[[memoryview], object] | None = None,
+        digests: Callable[[], bool] = lambda: True,
+        took: Callable[[int], object] = lambda _count: None,
     ) -> Reply:
         """The body of the answer, exactly `length` bytes, to `offset` of `target`, a descriptor or memory;
         `check` is called with status and headers before a byte is written, in a thread, as is `digest` with
-        what comes.
+        what comes, unless `digests` says, after `check`, that there is nothing to add up; the kernel moves
+        the bytes by itself then, where it can. `took` is told how much was taken each time, there too.
 
         An answer that is no success is returned with its body, and nothing is written. Raises Transient
         when the body is cut off, IntegrityError when its length is not as announced.
@@ -904,19 +917,26 @@ class Wire:
                 raise IntegrityError(f"{head.length} bytes are announced, {length} were asked for")
             position, stop = offset, offset + length
             memory = None if isinstance(target, int) else target.view[offset - target.start :]
+            sees = digest if digests() else None
+            if isinstance(target, int) and sees is None and body.is_spliced:
+                for count in body.splice(target, position):
+                    took(count)
+                    body.tell(count)
+                return Reply(head.status, head.reason, head.headers, b"")
             # A body without chunks is received where it is to be.
             place = None if memory is None or head.length is None else memory[:length]
             for piece in body.pieces(into=place):
                 if position + len(piece) > stop:
                     raise IntegrityError("more bytes came than were asked for")
-                if digest is not None:
-                    digest(piece)
+                if sees is not None:
+                    sees(piece)
                 count = len(piece)
                 if isinstance(target, int):
                     _write_at(target, piece, position)
                 elif memory is not None and place is None:
                     memory[position - offset : position - offset + count] = piece
                 position += count
+                took(count)
                 body.tell(count)
             if position != stop:
                 raise IntegrityError(f"{position - offset} of {length} bytes came")
@@ -1073,14 +1093,14 @@ class Wire:
         connection.hold_back()
         sock = connection.sock
         loop = asyncio.get_running_loop()
-        untold = 0
+        untold, told_at = 0, time.monotonic()
 
         def tell(count: int) -> None:
-            nonlocal untold
+            nonlocal untold, told_at
             untold += count
-            if untold >= _TELL_EVERY:
+            if untold >= _TELL_EVERY and (now := time.monotonic()) - told_at >= _TELL_EVERY_S:
                 loop.call_soon_threadsafe(progress, untold)
-                untold = 0
+                untold, told_at = 0, now
 
         def work() -> tuple[Reply, bool]:
             sock.setblocking(True)
@@ -1196,11 +1216,15 @@ class _Body:
     def _gather(self, block: memoryview) -> int:
         """As much as fits, or what comes within a moment; 0 at the end. Over a link, each turn of a thread
         would else be for a few packets."""
+        return self._patiently(lambda: self._sock.recv_into(block, 0, socket.MSG_WAITALL))
+
+    def _patiently(self, receive: Callable[[], int]) -> int:
+        """What it brings, again and again while that is nothing for a moment. Raises Stalled."""
         sock = self._sock
         fetched = sock.fetched if isinstance(sock, TlsSocket) else 0
         while True:
             try:
-                count = sock.recv_into(block, 0, socket.MSG_WAITALL)
+                count = receive()
             except BlockingIOError as error:
                 if isinstance(sock, TlsSocket) and sock.fetched != fetched:
                     # A part of a record is no silence.
@@ -1217,7 +1241,7 @@ class _Body:
         head = self.head
         left = head.length
         chunks = _Chunks() if head.chunked else None
-        window_ends, window = time.monotonic() + self._options.stall_timeout_s, 0
+        rate = _Rate(self._options)
         while left is None or left > 0:
             if self._rest:
                 data = memoryview(self._rest)
@@ -1243,11 +1267,7 @@ class _Body:
                 data = block[:count]
                 if into is not None:
                     into = into[count:]
-            window += len(data)
-            if (now := time.monotonic()) >= window_ends:
-                if window < self._options.min_rate * self._options.stall_timeout_s:
-                    raise _too_slow(self._options)
-                window_ends, window = now + self._options.stall_timeout_s, 0
+            rate.add(len(data))
             if chunks is not None:
                 yield from chunks.feed(data)
                 if chunks.done:
@@ -1261,6 +1281,52 @@ class _Body:
                 left -= len(data)
             yield data
         self._over = head.length is not None and not self._rest
+
+    @property
+    def is_spliced(self) -> bool:
+        """True where the kernel moves a body best by itself: in plain text, of known length, from nearby.
+        From afar it comes in a few packets at a time."""
+        sock = self._sock
+        return (
+            CAN_SPLICE
+            and self._gathers
+            and isinstance(sock, socket.socket)
+            and _rtt_s(sock) < _NEAR_S
+        )
+
+    def splice(self, fd: int, position: int) -> Iterator[int]:
+        """The body to `position` of a file: how much came, each time. Raises _Disk."""
+        left = self.head.length or 0
+        begun, self._rest = self._rest[:left], self._rest[left:]
+        if begun:
+            _write_at(fd, memoryview(begun), position)
+            yield len(begun)
+        position, left = position + len(begun), left - len(begun)
+        rate = _Rate(self._options)
+        with Splice() as splice:
+            is_fast = True
+            while left:
+                try:
+                    if is_fast:
+                        count = self._patiently(partial(splice.take, self._sock.fileno(), left))
+                    else:
+                        count = self._gather(self._block[: min(left, _GATHERED)])
+                except ConnectionError as error:
+                    raise Transient("the connection broke within the body") from error
+                if not count:
+                    raise Transient("the server cut its answer off")
+                if is_fast:
+                    try:
+                        splice.give(fd, position, count)
+                    except OSError as error:
+                        raise _Disk from error
+                else:
+                    _write_at(fd, self._block[:count], position)
+                rate.add(count)
+                yield count
+                is_fast = not is_fast or count >= min(left, _WORTH_A_CALL)
+                position, left = position + count, left - count
+        self._over = not self._rest
 
     def reply(self) -> Reply:
         """The answer with its body in memory."""
@@ -1438,6 +1504,38 @@ class _Batch:
 
 def _too_slow(options: WireOptions) -> Stalled:
     return Stalled(f"the server sends less than {options.min_rate} bytes/s")
+
+
+class _Rate:
+    """Looks whether a body comes fast enough to be waited for."""
+
+    def __init__(self, options: WireOptions) -> None:
+        self._options = options
+        self._ends = time.monotonic() + options.stall_timeout_s
+        self._came = 0
+
+    def add(self, count: int) -> None:
+        """Raises Stalled."""
+        self._came += count
+        if (now := time.monotonic()) >= self._ends:
+            options = self._options
+            if self._came < options.min_rate * options.stall_timeout_s:
+                raise _too_slow(options)
+            self._ends, self._came = now + options.stall_timeout_s, 0
+
+
+def _rtt_s(sock: socket.socket) -> float:
+    """The least that a round trip took, as TCP measured it; infinite where nobody knows."""
+    if sys.platform != "linux":
+        return math.inf
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _MIN_RTT_AT + 4)
+    except OSError:
+        return math.inf
+    if len(info) < _MIN_RTT_AT + 4:
+        return math.inf  # before Linux 4.6
+    (microseconds,) = struct.unpack_from("=I", info, _MIN_RTT_AT)
+    return math.inf if microseconds == 0xFFFFFFFF else float(microseconds / 1e6)
 
 
 def _send_all(sock: Socket, data: memoryview, flags: int = 0) -> None:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from fastsync_http.store import HttpStore
 
 _Check: TypeAlias = Callable[[int, Headers], None]
-_Take: TypeAlias = Callable[[memoryview], None]
 
 # A part that came so far before it broke off goes on at once, and has not used up a try.
 _WORTHWHILE: Final = 1 << 20
@@ -133,7 +132,7 @@ class HttpDownload:
             return
         if position < self._hashed and not self._is_shown_in_order:
             self._hashed = -1  # bytes come again that are added up already
-        held = position
+        held = seen = position
 
         def check(status: int, headers: Headers) -> None:
             if self._take_head(position, stop, status, headers):
@@ -143,15 +142,19 @@ class HttpDownload:
                 raise Transient("the server cannot go on where it broke off")
             raise Changed("the server ignores the range that was asked for")
 
-        def take(piece: memoryview) -> None:
+        def see(piece: memoryview) -> None:
+            nonlocal seen
+            self._add_up(seen, piece)
+            seen += len(piece)
+
+        def took(count: int) -> None:
             nonlocal held
-            self._add_up(held, piece)
-            held += len(piece)
+            held += count
 
         try:
             while True:
                 try:
-                    await self._receive(position, stop, target, check, progress, take)
+                    await self._receive(position, stop, target, check, progress, see, took)
                     return
                 except Transient:
                     if not self._can_go_on:
@@ -160,7 +163,7 @@ class HttpDownload:
                     if not has_tries or held == stop or held - position < _WORTHWHILE:
                         self._reached[start] = held
                         raise
-                    position = held  # some servers end every connection after a while
+                    position = seen = held  # some servers end every connection after a while
         except Changed:
             # Mirrors that differ agree with themselves: the next look reads it in one piece.
             self._store.read_in_one(self.entry.path)
@@ -177,7 +180,8 @@ class HttpDownload:
         into: int | Memory,
         check: _Check,
         progress: Progress,
-        take: _Take,
+        see: Callable[[memoryview], None],
+        took: Callable[[int], None],
     ) -> None:
         store, length = self._store, stop - start
         is_again = False
@@ -188,7 +192,15 @@ class HttpDownload:
             try:
                 with store.client.wire(target.origin) as wire:
                     reply = await wire.receive_into_file(
-                        request, into, start, length, check=check, progress=progress, digest=take
+                        request,
+                        into,
+                        start,
+                        length,
+                        check=check,
+                        progress=progress,
+                        digest=see,
+                        digests=self._is_added_up,
+                        took=took,
                     )
             except FastsyncError as error:
                 raise _at(error, self._where) from error
@@ -269,6 +281,10 @@ class HttpDownload:
         if self._store.checksum is not None:
             return self._store.checksum
         return None if self._what is None else self._what.expected
+
+    def _is_added_up(self) -> bool:
+        """Whether what comes is of any use to `_add_up`."""
+        return not self._is_shown_in_order and self._expected is not None
 
     def _add_up(self, position: int, piece: memoryview) -> None:
         """Called in threads, but for one `position` by one alone."""

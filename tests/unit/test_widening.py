@@ -2,7 +2,9 @@
 
 import asyncio
 
-from fastsync.widening import FAR_S, FEW_STREAMS, FULL_STREAM, LOOK_S, Widening
+from fastsync.widening import FAR_S, FULL_STREAM, LOOK_S, Widening
+
+FEW = 2
 
 
 class Clock:
@@ -24,13 +26,13 @@ def rounds(widening: Widening, clock: Clock, rate_of: int, count: int = 10) -> i
 
 async def started(most: int) -> tuple[Widening, Clock]:
     clock = Clock()
-    widening = Widening(most, clock=clock)
+    widening = Widening(most, FEW, clock=clock)
     await widening.streams.take(1)
     return widening, clock
 
 
 async def test_streams_as_fast_as_processors_allow_stay_few() -> None:
-    assert rounds(*await started(16), FULL_STREAM + (8 << 20)) == FEW_STREAMS
+    assert rounds(*await started(16), FULL_STREAM + (8 << 20)) == FEW
 
 
 async def test_a_service_that_paces_each_connection_gets_all_of_them() -> None:
@@ -46,8 +48,8 @@ async def test_more_streams_that_brought_nothing_are_not_made_still_more_at_once
         widening.moved(int(FULL_STREAM * LOOK_S))  # however many there are
         widening.look()
         widths.append(widening.streams.limit)
-    assert widths[:20] == [FEW_STREAMS, *[2 * FEW_STREAMS] * 19]
-    assert widths[-1] == 4 * FEW_STREAMS  # after a while it is tried again
+    assert widths[:20] == [FEW, *[2 * FEW] * 19]
+    assert widths[-1] == 4 * FEW  # after a while it is tried again
 
 
 async def test_streams_never_pass_what_was_asked_for() -> None:
@@ -63,15 +65,15 @@ async def test_a_far_place_gets_all_before_the_first_byte() -> None:
 
 async def test_time_before_the_first_request_says_nothing() -> None:
     clock = Clock()
-    widening = Widening(16, clock=clock)
+    widening = Widening(16, FEW, clock=clock)
     clock.now += 10
     widening.look()
-    assert widening.streams.limit == FEW_STREAMS
+    assert widening.streams.limit == FEW
 
 
 async def test_whoever_waits_for_a_stream_gets_one_that_is_added() -> None:
-    widening, clock = await started(FEW_STREAMS + 1)
-    for _ in range(FEW_STREAMS - 1):
+    widening, clock = await started(FEW + 1)
+    for _ in range(FEW - 1):
         await widening.streams.take(1)
     waiting = asyncio.create_task(widening.streams.take(1))
     await asyncio.sleep(0)

@@ -278,6 +278,56 @@ async def test_a_body_into_a_file(tmp_path: Path) -> None:
         os.close(fd)
 
 
+@pytest.mark.parametrize("pause_s", [0, 0.01], ids=["at once", "in pieces"])
+async def test_a_body_that_nobody_looks_at(tmp_path: Path, pause_s: float) -> None:
+    """The kernel moves it; it is as long as it should be, and its connection is used again."""
+    body = os.urandom(300_000)
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await request(reader)
+            answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+            for start in range(0, len(answer), 100_000):
+                writer.write(answer[start : start + 100_000])
+                await writer.drain()
+                await asyncio.sleep(pause_s)
+
+    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    moved: list[int] = []
+    taken: list[int] = []
+    try:
+        async with wired(script) as (wire, server):
+            for offset in (10, 10 + len(body)):
+                await wire.receive_into_file(
+                    GET,
+                    fd,
+                    offset,
+                    len(body),
+                    check=accept,
+                    progress=moved.append,
+                    digest=lambda _piece: pytest.fail("it is not to be seen"),
+                    digests=lambda: False,
+                    took=taken.append,
+                )
+            assert server.connections == 1
+        assert os.pread(fd, 2 * len(body) + 20, 10) == body * 2
+        assert sum(moved) == sum(taken) == 2 * len(body)
+    finally:
+        os.close(fd)
+
+
+async def test_a_body_for_the_kernel_that_is_cut_off(tmp_path: Path) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nhello"
+    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    try:
+        for closes, expected in ((True, "cut"), (False, "silent")):
+            async with wired(answering(answer, closes=closes), stall_timeout_s=0.2) as (wire, _):
+                with pytest.raises(Transient, match=expected):
+                    await wire.receive_into_file(GET, fd, 0, 50, check=accept, progress=ignore)
+    finally:
+        os.close(fd)
+
+
 @pytest.mark.parametrize("length", [4, 6])
 async def test_a_body_of_another_length_than_asked_for(tmp_path: Path, length: int) -> None:
     fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
