@@ -128,7 +128,8 @@ class WriteOptions:
     `reread`: what a store copies by itself is read back and compared before it appears (`Limits.rereads`).
     `guarded` lets a write appear only where there still is what was listed (nothing, if nothing was),
     else it raises Overtaken; stores with `Limits.conditional_writes` know how. `resumable`: the upload may
-    be left unfinished for a later process (`ResumesUploads`).
+    be left unfinished for a later process (`ResumesUploads`). `from_memory`: the bytes will come by
+    `Upload.write` alone.
     """
 
     mtime: bool = True
@@ -141,6 +142,7 @@ class WriteOptions:
     guarded: bool = False
     resumable: bool = False
     reread: bool = False
+    from_memory: bool = False
 
 
 def _say_nothing(_text: str) -> None:
@@ -682,6 +684,27 @@ class DropsUploads(Protocol):
     async def drop_upload(self, ticket: str) -> None:
         """Forget the upload. One that is gone already is fine. Raises UsageError for a ticket of
         another store."""
+        ...
+
+
+@runtime_checkable
+class ForeseesUploads(DropsUploads, Protocol):
+    """A sink that may begin an upload of which this process never hears: it was killed before the answer
+    came, or the answer got lost."""
+
+    def foresee_upload(
+        self, path: str, like: Entry, options: WriteOptions, part_size: int
+    ) -> str | None:
+        """A ticket for whatever `upload` begins now and does not live to tell; None where that is nothing.
+        Written down before `upload` is called. Raises NameRefused."""
+        ...
+
+    async def find_foreseen(self, ticket: str, others: Sequence[str]) -> list[str]:
+        """The tickets, for `drop_upload`, of what a foreseen one came to; any other ticket is its own.
+
+        `others` are tickets to the same path of whoever may be at work on them. Nothing that may be
+        somebody else's is among the answers. Raises Conflict while that cannot be told.
+        """
         ...
 
 

@@ -130,6 +130,17 @@ class Journal:
             )
             return cursor.lastrowid or 0
 
+    def name(self, number: int, ticket: str, version: Version | None) -> None:
+        """Write down what a foreseen upload turned out to be."""
+        named: tuple[bytes | None, str | None, int | None] = (None, None, None)
+        if version is not None:
+            named = (os.fsencode(version.source), version.validator, version.size)
+        with self._mapped():
+            self._open().execute(
+                "UPDATE uploads SET ticket = ?, source = ?, validator = ?, size = ? WHERE id = ?",
+                (ticket, *named, number),
+            )
+
     def reached(self, number: int, ranges: Sequence[Range]) -> None:
         """Write down what there is of an upload."""
         with self._mapped():
@@ -138,11 +149,18 @@ class Journal:
             )
 
     def unfinished(self, place: str, path: str) -> list[Record]:
-        """The uploads to that path that can be gone on with, whoever has them in hand."""
+        """The uploads to that path, whoever has them in hand."""
         return self._records(
-            "WHERE place = ? AND path = ? AND source IS NOT NULL",
-            (os.fsencode(place), os.fsencode(path)),
+            "WHERE place = ? AND path = ?", (os.fsencode(place), os.fsencode(path))
         )
+
+    def others(self, record: Record) -> list[str]:
+        """The tickets of uploads to the same path that somebody may be at work on."""
+        return [
+            other.ticket
+            for other in self.unfinished(record.place, record.path)
+            if other.id != record.id and other.process.state() != "gone"
+        ]
 
     def can_take(self, record: Record) -> bool:
         """True when nobody works on that upload: its process, on this machine, is gone, or is ours."""

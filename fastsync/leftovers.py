@@ -13,6 +13,7 @@ from fastsync.backend import DropsUploads, Entry, FindsLeftovers, closing
 from fastsync.errors import FastsyncError, ListingError, NotFound, Unsupported, UsageError
 from fastsync.journal import Journal, Owner, Record
 from fastsync.location import LOCAL_SCHEME, Location, parse
+from fastsync.resuming import drop
 from fastsync.session import Request, Session, as_sink, missing
 from fastsync.settings import Side
 from fastsync.tally import Summary, Tally
@@ -120,8 +121,8 @@ async def run_clean(
 
 async def _drop(request: Request, left: Left, place: str | None) -> None:
     if left.record is not None:
-        await _drop_upload(request, left.record)
         with contextlib.closing(Journal(_folder(request))) as journal:
+            await _drop_upload(request, left.record, journal.others(left.record))
             journal.forget(left.record.id)
     elif left.entry is not None and place is not None:
         async with Session(request, light=True) as session:
@@ -131,7 +132,7 @@ async def _drop(request: Request, left: Left, place: str | None) -> None:
                 raise answer
 
 
-async def _drop_upload(request: Request, record: Record) -> None:
+async def _drop_upload(request: Request, record: Record, others: list[str]) -> None:
     """Open the store as it was opened then, with the secrets of today."""
     settings_of = request.place_settings
 
@@ -145,4 +146,4 @@ async def _drop_upload(request: Request, record: Record) -> None:
         if not isinstance(store, DropsUploads):
             raise Unsupported("unfinished uploads cannot be dropped there", where=str(place))
         with contextlib.suppress(NotFound):  # nothing is left in a place that is gone
-            await store.drop_upload(record.ticket)
+            await drop(store, record.ticket, others)

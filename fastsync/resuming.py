@@ -1,7 +1,8 @@
 """Going on where an earlier process ended: which upload it left behind, and which ranges of it are there.
 
-An upload is written down before its first byte moves, with the version of the file that it is of and, as
-parts arrive, with how far they came. Whoever wants to write the same version to the same place takes it up.
+An upload is written down before its first byte moves (where a store may begin one without our hearing of
+it, before it is asked to), with the version of the file that it is of and, as parts arrive, with how far they
+came. Whoever wants to write the same version to the same place takes it up.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from fastsync.backend import (
     Download,
     DropsUploads,
     Entry,
+    ForeseesUploads,
     Leavable,
     LeavesTraces,
     LocalFiles,
@@ -48,11 +50,12 @@ class Version(NamedTuple):
 
 class Unfinished(NamedTuple):
     """An upload of an earlier process that is ours to end; `ranges` are of the wanted version, None if it
-    is of another and can only be dropped."""
+    is of another and can only be dropped. `others` are as in `ForeseesUploads.find_foreseen`."""
 
     noted: int
     ticket: str
     ranges: list[Range] | None
+    others: Sequence[str] = ()
 
 
 class UploadLog(Protocol):
@@ -62,12 +65,17 @@ class UploadLog(Protocol):
         """Write one down, before its first byte moves; what the others need."""
         ...
 
+    def name(self, noted: int, ticket: str, version: Version | None = None) -> None:
+        """What was foreseen has begun, under this ticket."""
+        ...
+
     def reached(self, noted: int, ranges: Sequence[Range]) -> None:
         """These ranges of it are written."""
         ...
 
-    def take_up(self, sink: Sink, path: str, version: Version) -> list[Unfinished]:
-        """Uploads to that path that nobody works on any more. They are ours now."""
+    def take_up(self, sink: Sink, path: str, version: Version | None) -> list[Unfinished]:
+        """Uploads to that path that nobody works on any more. They are ours now; without a version, all
+        of them are to be dropped."""
         ...
 
     def forget(self, noted: int) -> None:
@@ -201,7 +209,10 @@ async def begin(
 ) -> Trace:
     """The upload of a file: of the wanted version, from where an earlier process left it, else a new one.
     Raises what `Sink.upload` does."""
-    if log is not None and version is not None:
+    foreseen: str | None = None
+    if log is not None and offers(sink, ForeseesUploads):
+        foreseen = sink.foresee_upload(path, entry, options, part_size)
+    if log is not None and (version is not None or foreseen is not None):
         for left in log.take_up(sink, path, version):
             resumed = await _resume(sink, left, path, entry, options)
             if resumed is not None and not offers(resumed, Rechecks):
@@ -209,12 +220,25 @@ async def begin(
             if resumed is not None and resumed.part_size == part_size:
                 return Trace(resumed, log, left.noted, resumable=True)
             await _drop(sink, left, log)
-    upload = await sink.upload(path, entry, options, part_size, old)
+    noted = 0 if log is None or foreseen is None else log.note(sink, path, foreseen)
+    try:
+        upload = await sink.upload(path, entry, options, part_size, old)
+    except BaseException as error:
+        if log is not None and noted:
+            is_certain = isinstance(error, FastsyncError) and not error.transient
+            # Perhaps it has begun all the same: the next try, or the next run, will look.
+            (log.forget if is_certain else log.let_go)(noted)
+        raise
     ticket = _ticket_of(upload)
     if log is None or ticket is None:
+        if log is not None and noted:
+            log.forget(noted)
         return Trace(upload)
     try:
-        noted = log.note(sink, path, ticket, version)
+        if noted:
+            log.name(noted, ticket, version)
+        else:
+            noted = log.note(sink, path, ticket, version)
         return Trace(upload, log, noted, resumable=version is not None and noted != 0)
     except BaseException:
         await asyncio.shield(upload.abort())
@@ -238,8 +262,17 @@ async def _resume(
 async def _drop(sink: Sink, left: Unfinished, log: UploadLog) -> None:
     try:
         if offers(sink, DropsUploads):
-            await sink.drop_upload(left.ticket)
+            await drop(sink, left.ticket, left.others)
     except FastsyncError:
         log.let_go(left.noted)  # `jobs clean` will say why
     else:
         log.forget(left.noted)
+
+
+async def drop(sink: DropsUploads, ticket: str, others: Sequence[str]) -> None:
+    """Drop the upload of a ticket, or what a foreseen one came to. Raises what these do."""
+    tickets = [ticket]
+    if offers(sink, ForeseesUploads):
+        tickets = await sink.find_foreseen(ticket, others)
+    for one in tickets:
+        await sink.drop_upload(one)

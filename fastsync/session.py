@@ -216,6 +216,14 @@ class Uploads:
         self._in_hand.add(noted)
         return noted
 
+    def name(self, noted: int, ticket: str, version: Version | None = None) -> None:
+        """See `UploadLog.name`."""
+        if noted and not self._is_broken:
+            try:
+                self._open().name(noted, ticket, version)
+            except FastsyncError as error:
+                self._give_up(error)
+
     def reached(self, noted: int, ranges: Sequence[Range]) -> None:
         """See `UploadLog.reached`."""
         if noted and not self._is_broken:
@@ -224,7 +232,7 @@ class Uploads:
             except FastsyncError as error:
                 self._give_up(error)
 
-    def take_up(self, sink: Sink, path: str, version: Version) -> list[Unfinished]:
+    def take_up(self, sink: Sink, path: str, version: Version | None) -> list[Unfinished]:
         """See `UploadLog.take_up`; one that fits comes first."""
         if self._is_broken:
             return []
@@ -236,9 +244,10 @@ class Uploads:
                     continue
                 if journal.claim(record):
                     self._in_hand.add(record.id)
-                    fits = record.version == version and journal.is_sound(record)
-                    ranges = list(record.ranges) if fits else None
-                    taken.append(Unfinished(record.id, record.ticket, ranges))
+                    is_it = version is not None and record.version == version
+                    ranges = list(record.ranges) if is_it and journal.is_sound(record) else None
+                    others = journal.others(record)
+                    taken.append(Unfinished(record.id, record.ticket, ranges, others))
         except FastsyncError as error:
             self._give_up(error)
             return []

@@ -181,6 +181,8 @@ async def transfer(
         options = dataclasses.replace(
             options, resumable=version is not None and lanes.log is not None
         )
+    if not offers(source, LocalFiles) or lanes.pace is not None:
+        options = dataclasses.replace(options, from_memory=True)
     trace = await persistently(
         lambda: begin(sink, path, entry, options, part_size, old, version, lanes.log),
         lanes.may_retry,

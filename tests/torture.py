@@ -35,6 +35,7 @@ from sshd import running_sshd
 
 LIMIT_S = 90.0
 PLACES = ["local", "S3", "SFTP"]
+CLEAN = [sys.executable, "-m", "fastsync", "jobs", "clean"]
 
 
 def main() -> int:
@@ -86,15 +87,13 @@ def machines(first: int, end: float) -> None:
 
 @dataclass
 class Target:
-    """Where a killed run copies to, within `longest_s`. `there` has what arrived, `debris` what
-    should not be there."""
+    """Where a killed run copies to. `there` has what arrived, `debris` what should not be there."""
 
     url: str
     options: list[str]
     there: Callable[[], dict[str, bytes]]
     debris: Callable[[], list[str]]
     clear: Callable[[], None]
-    longest_s: float = 1.2
 
 
 def kills(chance: random.Random, runs: int, names: list[str]) -> bool:
@@ -111,19 +110,40 @@ def kills(chance: random.Random, runs: int, names: list[str]) -> bool:
         for name in names:
             place = places[name]
             target = stack.enter_context(place(scratch, environ))
-            outcome = [0, 0, 0]
+            killed = right = after_run = after_clean = 0
+            target.clear()
+            takes_s = duration(source, target, environ)
             for _ in range(runs):
                 target.clear()
-                was_killed, is_right = kill_once(source, target, wanted, environ, chance)
-                outcome[0] += was_killed
-                outcome[1] += is_right
-                outcome[2] += bool(target.debris())
+                was_killed, is_right = kill_once(source, target, wanted, environ, chance, takes_s)
+                killed += was_killed
+                takes_s *= 1.02 if was_killed else 0.9  # the machine may be busier, or less
+                right += is_right
+                after_run += bool(target.debris())
+                subprocess.run(
+                    CLEAN, env=environ, check=False, capture_output=True, timeout=LIMIT_S
+                )
+                after_clean += bool(target.debris())
             say(
-                f"kill -9, {name}: {outcome[1]} of {runs} converged; {outcome[0]} were killed in the"
+                f"kill -9, {name}: {right} of {runs} converged; {killed} were killed in the middle,"
             )
-            say(f"  middle, {outcome[2]} left something behind after the second run")
-            good = good and outcome[1] == runs and outcome[2] == 0
+            say(
+                f"  {after_run} left something after the second run, {after_clean} after `jobs clean`"
+            )
+            good = good and right == runs and after_clean == 0
     return good
+
+
+def sync(source: Path, target: Target) -> list[str]:
+    command = [sys.executable, "-m", "fastsync", "sync", "--delete", *target.options]
+    return [*command, f"{source}/", target.url]
+
+
+def duration(source: Path, target: Target, environ: Mapping[str, str]) -> float:
+    """Seconds that a run takes which nobody kills."""
+    began = time.monotonic()
+    subprocess.run(sync(source, target), env=environ, check=True, timeout=LIMIT_S)
+    return time.monotonic() - began
 
 
 def kill_once(
@@ -132,13 +152,13 @@ def kill_once(
     wanted: Mapping[str, bytes],
     environ: Mapping[str, str],
     chance: random.Random,
+    takes_s: float,
 ) -> tuple[bool, bool]:
     """Whether the first run was killed in the middle, and whether all was right, then and after a second."""
-    command = [sys.executable, "-m", "fastsync", "sync", "--delete", *target.options]
-    command += [f"{source}/", target.url]
+    command = sync(source, target)
     process = subprocess.Popen(command, env=environ, start_new_session=True, stderr=subprocess.PIPE)
     try:
-        process.wait(chance.uniform(0.1, target.longest_s))
+        process.wait(chance.uniform(0.2, 1.0) * takes_s)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
     _, errors = process.communicate()
@@ -157,8 +177,6 @@ def kill_once(
     is_right = again.returncode == 0 and target.there() == wanted
     if not is_right:
         say(f"the second run: exit {again.returncode}: {again.stderr.decode()[-500:]}")
-    clean = [sys.executable, "-m", "fastsync", "jobs", "clean"]
-    subprocess.run(clean, env=environ, check=False, capture_output=True, timeout=LIMIT_S)
     return was_killed, is_right
 
 
@@ -176,20 +194,19 @@ def read(root: Path) -> dict[str, bytes]:
     }
 
 
-def on_disk(root: Path, url: str, options: list[str], longest_s: float) -> Target:
+def on_disk(root: Path, url: str, options: list[str]) -> Target:
     return Target(
         url,
         options,
         lambda: read(root),
         lambda: [path.name for path in root.rglob(".fs-*")],
         lambda: shutil.rmtree(root, ignore_errors=True),
-        longest_s,
     )
 
 
 @contextmanager
 def local(scratch: Path, _environ: dict[str, str]) -> Iterator[Target]:
-    yield on_disk(scratch / "dest", str(scratch / "dest"), [], 0.35)
+    yield on_disk(scratch / "dest", str(scratch / "dest"), [])
 
 
 @contextmanager
@@ -214,7 +231,7 @@ def server(scratch: Path, _environ: dict[str, str]) -> Iterator[Target]:
     folder.mkdir()
     with running_sshd(folder) as sshd:
         options = [f"--{key.replace('_', '-')}={value}" for key, value in sshd.place.items()]
-        yield on_disk(scratch / "remote", sshd.url(scratch / "remote"), options, 1.2)
+        yield on_disk(scratch / "remote", sshd.url(scratch / "remote"), options)
 
 
 if __name__ == "__main__":

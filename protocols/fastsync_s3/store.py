@@ -75,7 +75,8 @@ from fastsync_s3.objects import (
 )
 from fastsync_s3.pages import Query, RawPage, Row, has_keys, list_level
 from fastsync_s3.plane import Call, Plane, is_in_doubt
-from fastsync_s3.upload import S3Upload, Ticket, Wanted, abort_upload
+from fastsync_s3.unheard import find_foreseen
+from fastsync_s3.upload import S3Upload, Ticket, Wanted, abort_upload, is_single
 
 T = TypeVar("T")
 
@@ -613,9 +614,27 @@ class S3Store:
         await upload.begin()
         return upload
 
+    def foresee_upload(
+        self, path: str, like: Entry, options: WriteOptions, part_size: int
+    ) -> str | None:
+        """See `ForeseesUploads.foresee_upload`."""
+        if is_single(like, options, part_size):
+            return None
+        return str(Ticket.foreseen(self.new_key(path)))
+
+    async def find_foreseen(self, ticket: str, others: Sequence[str]) -> list[str]:
+        """See `ForeseesUploads.find_foreseen`."""
+        told = Ticket.read(ticket)
+        if told.upload_id:
+            return [ticket]
+        taken = [Ticket.read(other) for other in others]
+        return [str(found) for found in await find_foreseen(self.plane, told, taken)]
+
     async def drop_upload(self, ticket: str) -> None:
         """See `DropsUploads.drop_upload`."""
         told = Ticket.read(ticket)
+        if not told.upload_id:
+            raise UsageError("it is not known yet which upload that is")
         if not await abort_upload(self.plane, told.key, told.upload_id):
             where = self.plane.where(told.key)
             raise FastsyncError("the upload could not be aborted", where=where, hint="try again")

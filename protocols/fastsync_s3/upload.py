@@ -13,6 +13,7 @@ import base64
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -127,22 +128,41 @@ class Wanted:
 
 
 class Ticket(NamedTuple):
-    """What is written down of an upload in parts: `headers` stands for what the object is made with."""
+    """What is written down of an upload in parts: `headers` stands for what the object is made with.
+
+    One that is only foreseen has no `upload_id`, but the moment (Unix ns) from which on it may begin.
+    """
 
     key: str
     upload_id: str
     part_size: int = 0
     crc: bool = False
     headers: str = ""
+    since_ns: int = 0
+
+    @classmethod
+    def foreseen(cls, key: str) -> Ticket:
+        return cls(key, "", since_ns=time.time_ns())
+
+    def __str__(self) -> str:
+        return json.dumps(self._asdict())
 
     @classmethod
     def read(cls, text: str) -> Ticket:
         """Raises UsageError."""
         try:
             told = cls(**json.loads(text))
-            return told._replace(key=str(told.key), upload_id=str(told.upload_id))
+            return told._replace(
+                key=str(told.key), upload_id=str(told.upload_id), since_ns=int(told.since_ns)
+            )
         except (ValueError, TypeError) as error:
             raise UsageError("not the ticket of an upload to S3") from error
+
+
+def is_single(like: Entry, options: WriteOptions, part_size: int) -> bool:
+    """Whether one PUT will do: what comes from memory has to be held there until `commit`."""
+    most = min(part_size, HELD) if options.from_memory else part_size
+    return like.size is not None and like.size <= most
 
 
 @dataclass(slots=True)
@@ -183,7 +203,7 @@ class S3Upload:
         self._options = options
         self._old = old
         self._grid = Grid(part_size, like.size is None, store.limits.max_part)
-        self._is_single = like.size is not None and like.size <= part_size
+        self._is_single = is_single(like, options, part_size)
         self._headers = write_headers(self._key, like, self._plane.options, options)
         self._wanted = Wanted.by(self._plane, crc=store.sends_crc)
         self._held: _Held | None = None
@@ -198,8 +218,8 @@ class S3Upload:
         """See `LeavesTraces.ticket`."""
         if self._upload_id is None:
             return None
-        told = Ticket(self._key, self._upload_id, self.part_size, self._wanted.crc, self._made_with)
-        return json.dumps(told._asdict())
+        crc = self._wanted.crc
+        return str(Ticket(self._key, self._upload_id, self.part_size, crc, self._made_with))
 
     @property
     def part_size(self) -> int:

@@ -18,7 +18,7 @@ import hostile_s3 as faults
 import pytest
 from hostile_s3 import Fault, Honest, HostileS3
 from http_exchange import Request, Response
-from s3_objects import Stored, checksum, error
+from s3_objects import Stored, Upload, checksum, error
 
 import fastsync
 from fastsync.errors import FastsyncError
@@ -585,6 +585,53 @@ def test_an_upload_goes_on_where_it_was_cut_off(
     assert (server.open_uploads, jobs(command)) == ([], [])
 
 
+@pytest.mark.parametrize("how", ["run again", "run again as it is not", "clean"])
+def test_an_upload_that_nobody_heard_of_is_found(
+    server: HostileS3,
+    command: Fastsync,
+    started: Start,
+    eventually: Eventually,
+    tmp_path: Path,
+    how: str,
+) -> None:
+    """The server began it, and the process was killed before the answer came. What others began stays."""
+    (tmp_path / "big").write_bytes(BIG)
+    theirs = [
+        Upload("bucket", "big", {}, None, "COMPOSITE", begun_s=time.time() - 3600),
+        Upload("bucket", "big", {}, None, "COMPOSITE", {1: Stored(b"x", "e")}),
+        Upload("bucket", "big/2", {}, None, "COMPOSITE"),
+    ]
+    server.objects.uploads.update((f"theirs-{n}", one) for n, one in enumerate(theirs))
+    server.on("CreateMultipartUpload", faults.silence())
+    arguments = ["cp", "-c", "5M", "big", "s3://bucket/big"]
+    process = started(*arguments)
+    eventually(lambda: len(server.objects.uploads) == len(theirs) + 1)
+    process.kill()
+    process.wait(10)
+    (job,) = jobs(command)
+    assert (job["destination"], job["state"]) == ("s3://bucket/big", "gone")
+    if how == "clean":
+        assert command("jobs", "clean").code == 0
+    else:
+        more = ["--no-resume"] if how == "run again as it is not" else []
+        assert command(*arguments, *more) == (0, "", "")
+        assert server.data("bucket", "big") == BIG
+    assert jobs(command) == []
+    assert list(server.objects.uploads.values()) == theirs
+
+
+def test_an_upload_whose_beginning_is_not_answered_is_dropped(
+    server: HostileS3, command: Fastsync, tmp_path: Path
+) -> None:
+    (tmp_path / "big").write_bytes(BIG)
+    server.on("CreateMultipartUpload", faults.lost_reply(), times=2)
+    assert command("cp", "-c", "5M", "big", "s3://bucket/big") == (0, "", "")
+    assert (server.data("bucket", "big"), server.open_uploads, jobs(command)) == (BIG, [], [])
+    server.on("CreateMultipartUpload", faults.refuse(403, "AccessDenied"), times=None)
+    assert command("cp", "-c", "5M", "big", "s3://bucket/other").code == 1
+    assert jobs(command) == [], "what was refused has not begun"
+
+
 @pytest.mark.parametrize("change", ["content", "time", "part size", "header", "no resume", "gone"])
 def test_an_upload_of_something_else_is_begun_anew(
     server: HostileS3,
@@ -624,10 +671,6 @@ def test_an_upload_of_something_else_is_begun_anew(
         server.objects.uploads.clear()
     assert command(*arguments) == (0, "", "")
     assert server.data("bucket", "big") == content
-    kept = change == "no resume"
-    assert server.open_uploads == ["big"] * kept
-    assert len(jobs(command)) == kept
-    assert command("jobs", "clean") == (0, "", "")
     assert (server.open_uploads, jobs(command)) == ([], [])
 
 

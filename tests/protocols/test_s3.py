@@ -186,6 +186,25 @@ async def test_nothing_is_left_of_an_upload_that_was_dropped(store: S3Store, siz
     assert b"<UploadId>" not in reply.body
 
 
+async def test_what_comes_from_memory_is_written_down_before_it_comes(store: S3Store) -> None:
+    """A part that has to be held until the end, and is too long for that, makes an upload of parts."""
+    like, options = Entry("a", "file", 3 * MIB, MTIME), WriteOptions(from_memory=True)
+    assert store.foresee_upload("a", like, WriteOptions(), 5 * MIB) is None
+    foreseen = store.foresee_upload("a", like, options, 5 * MIB)
+    assert foreseen is not None
+    upload = await store.upload("a", like, options, 5 * MIB)
+    assert upload.ticket is not None
+    (found,) = await store.find_foreseen(foreseen, [])
+    assert await store.find_foreseen(upload.ticket, []) == [upload.ticket]
+    assert await store.find_foreseen(foreseen, [upload.ticket]) == [], "somebody else's"
+    with pytest.raises(Conflict):
+        await store.find_foreseen(foreseen, [foreseen])
+    with pytest.raises(UsageError):
+        await store.drop_upload(foreseen)
+    await store.drop_upload(found)
+    assert await store.find_foreseen(foreseen, []) == []
+
+
 async def test_a_prefix_an_object_and_both(store: S3Store) -> None:
     """An object goes before a prefix of its name; a marker is a directory."""
     await put(store, "dir/file", b"content")

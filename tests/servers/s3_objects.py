@@ -102,6 +102,12 @@ class Upload:
     algorithm: str | None
     checksum_type: str
     parts: dict[int, Stored] = field(default_factory=dict)
+    begun_s: float = field(default_factory=time.time)
+
+    @property
+    def begun(self) -> str:
+        """As listings have it."""
+        return time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(self.begun_s))
 
 
 class Objects:
@@ -450,7 +456,7 @@ class Objects:
         prefix = request.query.get("prefix", "")
         rows = "".join(
             f"<Upload>{_tag('Key', _shown(request.query, upload.key))}{_tag('UploadId', name)}"
-            f"{_tag('Initiated', '2020-01-01T00:00:00.000Z')}</Upload>"
+            f"{_tag('Initiated', upload.begun)}</Upload>"
             for name, upload in sorted(self.uploads.items(), key=lambda item: item[1].key)
             if upload.bucket == request.bucket and upload.key.startswith(prefix)
         )

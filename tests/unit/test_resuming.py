@@ -53,7 +53,24 @@ def test_what_cannot_be_gone_on_with(tmp_path: Path) -> None:
     record = noted(tmp_path, None)
     assert record.version is None
     journal = Journal(str(tmp_path))
-    assert journal.unfinished("/place", "f") == []
+    assert journal.unfinished("/place", "f") == [record], "it can be dropped"
+    journal.close()
+
+
+def test_what_was_foreseen_gets_its_name(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path))
+    number = journal.note("/place", {}, "f", "foreseen")
+    (record,) = journal.records()
+    assert journal.others(record) == []
+    journal.note("/place", {}, "f", "other")
+    journal.note("/place", {}, "g", "elsewhere")
+    assert journal.others(record) == ["other"]
+    gone = "UPDATE uploads SET started = '1' WHERE ticket = 'other'"
+    journal._open().execute(gone)
+    assert journal.others(record) == [], "nobody is at work on it"
+    journal.name(number, "ticket", VERSION)
+    assert journal.records()[0][:5] == (number, "/place", {}, "f", "ticket")
+    assert journal.records()[0].version == VERSION
     journal.close()
 
 
