@@ -428,6 +428,15 @@ class Downloads(Protocol):
 
 
 @runtime_checkable
+class Reconnects(Protocol):
+    """A source behind a network, whose connections carry nothing of their own that tells wrong bytes."""
+
+    def renew(self) -> None:
+        """Wrong bytes came: what is read from now on comes over other connections."""
+        ...
+
+
+@runtime_checkable
 class SeeksSome(Protocol):
     """A source of which some files can only be read from the beginning, whatever its limits say."""
 

@@ -17,6 +17,7 @@ from fastsync.backend import (
     KeepsDirectories,
     KeepsLinks,
     ReadsWhole,
+    Reconnects,
     SetsAttributes,
     WholeJob,
     WriteOptions,
@@ -32,6 +33,7 @@ from fastsync.errors import (
     Conflict,
     DestinationFull,
     FastsyncError,
+    IntegrityError,
     NotFound,
     Overtaken,
     Throttled,
@@ -232,11 +234,11 @@ class Items:
         await patiently(call, actions, done=done, failed=failed, may_retry=self.may_retry)
 
     async def _copy_batch(self, run: Run, actions: Sequence[Action]) -> None:
-        """Copies that the sink does by itself, or small ones through memory; what has changed meanwhile
-        gets one fresh look."""
+        """Copies that the sink does by itself, or small ones through memory; what has changed meanwhile,
+        or came wrong, gets one fresh look."""
         work = run.work
         alone = actions[0] if len(actions) == 1 else None
-        changed: list[Action] = []
+        again: list[tuple[Action, FastsyncError]] = []
         verified: set[str] = set()
         started = time.monotonic()
         copied = unlucky = 0
@@ -279,8 +281,8 @@ class Items:
 
         def failed(action: Action, error: FastsyncError) -> None:
             nonlocal last, unlucky
-            if isinstance(error, Changed) and not is_fresh and work.vet is None:
-                changed.append(action)
+            if _is_worth_another(work, error) and not is_fresh:
+                again.append((action, error))
             else:
                 self.failed(run, action, error)
                 last = error
@@ -290,9 +292,9 @@ class Items:
         actions = await self.backed_up(run, actions)
         while actions and self.fatal is None:
             await patiently(copy, actions, done=done, failed=failed, may_retry=self.may_retry)
-            looks = [await self.relist(run, action) for action in changed]
+            looks = [await self._fresh(run, action, error) for action, error in again]
             actions = [action for action in looks if action is not None]
-            changed.clear()
+            again.clear()
             is_fresh = True
         self._learn(copied, unlucky, last)
 
@@ -358,7 +360,8 @@ class Items:
         return answers
 
     async def copy_one(self, run: Run, action: Action) -> None:
-        """One file by itself, with its retries: a fresh look after a change, patience for the rest."""
+        """One file by itself, with its retries: a fresh look after a change, and after wrong bytes, patience
+        for the rest."""
         relisted = False
         patience = Patience(self.may_retry)
         while self.fatal is None:
@@ -366,12 +369,12 @@ class Items:
                 with self._current(action):
                     await self._try_copy(run, action)
                 return
-            except Changed as error:
-                if relisted or run.work.vet is not None:
+            except (Changed, IntegrityError) as error:
+                if relisted or not _is_worth_another(run.work, error):
                     self.failed(run, action, error)
                     return
                 relisted = True
-                fresh = await self.relist(run, action)
+                fresh = await self._fresh(run, action, error)
                 if fresh is None:
                     return
                 action = fresh
@@ -411,6 +414,16 @@ class Items:
             self._learn(1, 0, None)
             duration_s = time.monotonic() - started
             self.done(run, action, duration_s, is_verified=landed.is_verified)
+
+    async def _fresh(self, run: Run, action: Action, error: FastsyncError) -> Action | None:
+        """The action for its second try; None after telling that there is none."""
+        if isinstance(error, IntegrityError):
+            self._tally.totals.retries += 1
+            if offers(run.work.source, Reconnects):
+                run.work.source.renew()
+            if run.work.vet is not None:
+                return action  # of the version that was planned
+        return await self.relist(run, action)
 
     async def relist(self, run: Run, action: Action) -> Action | None:
         """The action with the entry as it is now; None after telling that it cannot be copied."""
@@ -528,6 +541,12 @@ class Items:
         if isinstance(error, (DestinationFull, AccessRefused)):
             # Every further item would fail the same way; what is under way may still end well.
             self.fatal = self.fatal or error
+
+
+def _is_worth_another(work: Work, error: FastsyncError) -> bool:
+    """Whether a fresh look may help: a file that changed may stand still now, bytes that came wrong may come
+    right."""
+    return isinstance(error, IntegrityError) or (isinstance(error, Changed) and work.vet is None)
 
 
 def _bad_luck(error: FastsyncError) -> int:

@@ -824,6 +824,11 @@ class Wire:
                 undo(future.result())
             raise
 
+    def renew(self) -> None:
+        """Close what is idle: the next exchanges have connections of their own."""
+        for connection in [*self._idle]:
+            connection.close()
+
     async def aclose(self) -> None:
         """Close every connection. Idempotent."""
         self._closed = True

@@ -142,6 +142,11 @@ class Client:
         finally:
             way.users -= 1
 
+    def renew(self) -> None:
+        """What is asked for from now on comes over other connections."""
+        for way in self._ways.values():
+            way.wire.renew()
+
     async def trim(self) -> None:
         """Let go of servers that nobody uses, if there are many."""
         if len(self._ways) > _MAX_WIRES:

@@ -334,6 +334,10 @@ class HttpStore:
                 ) from error
         return found.what.is_seekable
 
+    def renew(self) -> None:
+        """See `Reconnects.renew`."""
+        self.client.renew()
+
     async def open_download(self, entry: Entry) -> HttpDownload:
         """See `Downloads.open_download`."""
         found = self._known(entry)

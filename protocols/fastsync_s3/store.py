@@ -599,6 +599,10 @@ class S3Store:
             raise UsageError(f"a link cannot be for {method}")
         return await self.plane.presign(self.key_of(path), expires_s, method)
 
+    def renew(self) -> None:
+        """See `Reconnects.renew`."""
+        self.plane.wire.renew()
+
     # -- writing -------------------------------------------------------------------------------------
 
     async def upload(

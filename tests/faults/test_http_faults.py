@@ -420,6 +420,25 @@ async def test_digests_of_the_server(
         assert list(tmp_path.iterdir()) == []
 
 
+async def test_wrong_bytes_are_fetched_once_more(tmp_path: Path) -> None:
+    """Of the same version: a second try that is wrong as well is the last one."""
+    honest = serve_bytes(CONTENT, {"Repr-Digest": f"sha-256=:{_digest('sha256')}:"})
+    bad: list[bool] = []
+
+    def script(asked: Asked) -> Answer:
+        answer = honest(asked)
+        if asked.method == "GET" and bad and bad.pop():
+            answer.body = answer.body[:-1] + b"?"
+        return answer
+
+    for times, code in ((10_000, 4), (1, 0)):
+        bad[:] = [True] * times
+        summary, server = await download(script, tmp_path)
+        assert summary.exit_code == code
+        assert (tmp_path / "file").exists() == (code == 0)
+        assert len(server.asked) < 60
+
+
 @pytest.mark.parametrize("is_right", [True, False])
 @pytest.mark.parametrize("size", [0, 10, len(CONTENT)])
 async def test_a_digest_that_the_user_knows(tmp_path: Path, is_right: bool, size: int) -> None:

@@ -199,6 +199,21 @@ def test_one_bit_that_flipped_is_found(
         assert summary.exit_code == (4 if is_bad else 0)
 
 
+@pytest.mark.parametrize("threshold", [0, MIB], ids=["parts", "in a batch"])
+@pytest.mark.parametrize("fault", [faults.flip(5), faults.shorter(), faults.longer(), faults.html])
+def test_wrong_bytes_are_fetched_once_more_over_another_connection(
+    server: HostileS3, disk: Path, threshold: int, fault: Fault
+) -> None:
+    server.put("bucket", "key", CONTENT)
+    server.on("GetObject", fault)
+    summary = download(server, disk, small_file_threshold=threshold, parallel_streams=1)
+    assert summary.exit_code == 0
+    bad, *_, good = server.seen("GetObject")
+    assert bad.connection != good.connection
+    server.on("GetObject", fault, times=None)
+    assert download(server, disk, small_file_threshold=threshold).exit_code in (4, 8)
+
+
 def in_parts(data: bytes, lengths: tuple[int, ...]) -> Stored:
     """An object of parts of these lengths."""
     ends = [sum(lengths[: count + 1]) for count in range(len(lengths))]
@@ -324,9 +339,11 @@ ENDS: dict[str, tuple[Fault, int, int]] = {
     "hung up": (faults.hang_up(), 0, 2),
     "failed": (faults.refuse(500, "InternalError"), 0, 2),
     "refused": (faults.refuse(403, "AccessDenied"), 1, 1),
-    "a part is missing": (faults.refuse(400, "InvalidPart"), 4, 1),
-    "the sum is another": (faults.refuse(400, "BadDigest"), 4, 1),
+    "a part is missing": (faults.refuse(400, "InvalidPart"), 0, 2),
+    "the sum is another": (faults.refuse(400, "BadDigest"), 0, 2),
 }
+# After these the whole file is sent once more.
+ANEW = ("a part is missing", "the sum is another")
 
 
 @pytest.mark.parametrize("name", ENDS)
@@ -337,7 +354,13 @@ def test_the_end_of_an_upload_is_settled_and_not_repeated(
     server.on("CompleteMultipartUpload", fault)
     assert upload(server, disk, LARGE).exit_code == code
     assert server.count("CompleteMultipartUpload") == ends
-    assert server.count("CreateMultipartUpload") == 1
+    assert server.count("CreateMultipartUpload") == 1 + (name in ANEW)
+
+
+def test_what_keeps_not_adding_up_is_not_sent_a_third_time(server: HostileS3, disk: Path) -> None:
+    server.on("CompleteMultipartUpload", faults.refuse(400, "BadDigest"), times=None)
+    assert upload(server, disk, LARGE).exit_code == 4
+    assert server.count("CreateMultipartUpload") == 2
 
 
 @pytest.mark.parametrize("name", sorted(PUTS.keys() - {"no ETag"}))

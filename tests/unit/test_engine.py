@@ -700,18 +700,25 @@ async def test_changes_and_passing_errors_together(world: World) -> None:
 # -- failures -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("passes", [True, False])
 @pytest.mark.parametrize("step", STEPS)
-async def test_integrity(step: str) -> None:
-    """Not tried again, not visible, exit code 4."""
+async def test_integrity(step: str, *, passes: bool) -> None:
+    """Tried again once, then not visible, and exit code 4."""
     world = World(within=step == "copy_from")
     world.have(FILES)
     world.old({"d/e/f": b"old"})
-    world.trouble(step, IntegrityError("wrong bytes"), path="d/e/f")
+    faults = (world.ours if step == "read" else world.theirs).faults
+    script = faults.then if passes else faults.always
+    script(step, IntegrityError("wrong bytes"), path="d/e/f")
     summary = await world.run()
-    assert summary.exit_code == 4
-    assert list(world.watcher.errors()) == ["d/e/f"]
-    assert summary.totals.retries == 0
-    assert world.theirs.files() == {**FILES, "d/e/f": b"old"}
+    assert summary.totals.retries == 1
+    if passes:
+        assert summary.exit_code == 0
+        assert world.theirs.files() == FILES
+    else:
+        assert summary.exit_code == 4
+        assert list(world.watcher.errors()) == ["d/e/f"]
+        assert world.theirs.files() == {**FILES, "d/e/f": b"old"}
     assert world.at_rest()
 
 
@@ -719,7 +726,7 @@ async def test_integrity(step: str) -> None:
 async def test_a_failure_stops_nothing_but_deletes(world: World, error: FastsyncError) -> None:
     world.have(FILES)
     world.old({"gone": b"x"})
-    world.trouble(world.copying(), error, path="b")
+    world.trouble(world.copying(), error, error, path="b")
     summary = await world.run(delete=True)
     left = {path: content for path, content in FILES.items() if path != "b"}
     assert world.theirs.files() == {**left, "gone": b"x"}
