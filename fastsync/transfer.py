@@ -18,6 +18,7 @@ import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
 from typing import IO, Final, Literal, NamedTuple, TypeAlias
 
 from fastsync.backend import (
@@ -268,14 +269,16 @@ class _Move:
                 and offers(upload, WritesFromFile)
             ):
                 self.file = await source.open_file(self.entry)
+            # One after the other: a size is what somebody says, and may stand for more parts than fit.
             ranges = self._ranges(size, part_size)
-            if len(ranges) == 1:
-                await self._part(*ranges[0])
-            elif ranges:
-                width = min(self.lanes.streams.limit, len(ranges))
+            first = list(islice(ranges, max(2, self.lanes.streams.limit)))
+            if len(first) == 1:
+                await self._part(*first[0])
+            elif first:
+                width = min(self.lanes.streams.limit, len(first))
                 self.widening = Widening(width)
                 async with self.widening.watched():
-                    await run_all(width, (self._part(*one) for one in ranges))
+                    await run_all(width, (self._part(*one) for one in chain(first, ranges)))
             if self.file is not None:
                 self.file.verify()
             if self.download is not None:
@@ -286,20 +289,20 @@ class _Move:
                 self.file.close()
         return False
 
-    def _ranges(self, size: int, part_size: int) -> list[tuple[int, int]]:
+    def _ranges(self, size: int, part_size: int) -> Iterator[tuple[int, int]]:
         """What is still to be moved. Where a part that breaks off goes on, and none is held in memory, they
         need not be of one size."""
         missing = gaps(size, self.trace.done)
         streams = self.lanes.streams.limit
         is_long = self.lanes.pace is None and size >= TAPER * part_size * streams
         is_free = offers(self.download, Validated) and self.download.validator is not None
-        if is_long and is_free and offers(self.upload, LocalUpload):
-            return [one for gap in missing for one in tapering(*gap, part_size, streams)]
-        return [
-            (start + low, start + high)
-            for start, stop in missing
-            for low, high in parts(stop - start, part_size)
-        ]
+        is_tapered = is_long and is_free and offers(self.upload, LocalUpload)
+        for start, stop in missing:
+            if is_tapered:
+                yield from tapering(start, stop, part_size, streams)
+                continue
+            for low, high in parts(stop - start, part_size):
+                yield start + low, start + high
 
     async def _part(self, start: int, stop: int) -> None:
         once = _Once(self.progress, self.trace, start)

@@ -23,6 +23,9 @@ LANE_BYTES: Final = 4 << 20
 # A block is overdue after so many round trips and seconds.
 _OVERDUE: Final = 3
 _OVERDUE_S: Final = 0.1
+# A server may send less than it was asked for, but not so little all the time.
+_DROP: Final = 512
+_MOST_DROPS: Final = 1000
 # Blocks begin at multiples of this, for the sake of the disks on both sides.
 _ALIGNED: Final = 4 << 10
 
@@ -232,6 +235,7 @@ class Reading(Transfer):
     ) -> None:
         super().__init__(file, start, stop, block)
         self._arrivals = arrivals
+        self._drops = 0
         self._checked: set[Session] = set()
         self._now = asyncio.get_running_loop().time
         # Blocks on their way by where they begin: where they end, where and when they were asked for.
@@ -271,6 +275,11 @@ class Reading(Transfer):
                 return
             if got < length:
                 self._again.append((start + got, stop))
+                self._drops += got < _DROP
+                if self._drops > _MOST_DROPS:
+                    error = FastsyncError("the server sends next to nothing at a time")
+                    self._leave_with(session, length, error.at(self.file.where))
+                    return
 
             def arrived(error: FastsyncError | None) -> None:
                 self._leave_with(session, length, error, took_s)

@@ -47,6 +47,13 @@ _ENTRIES_AHEAD: Final = 50_000
 # Requests for a directory's next names that are sent at once: OpenSSH has up to 100 names in an answer.
 _FIRST_READS: Final = 3
 _MOST_READS: Final = 16
+# What no server has: names in one directory, answers without a new name, bytes in a path. Without end there
+# is nothing to sort.
+_MOST_NAMES: Final = 10_000_000
+_MOST_REPEATS: Final = 1000
+_LONGEST_PATH: Final = 16 << 10
+# Names after which it is seen to how many of them are different.
+_MANY_NAMES: Final = 100_000
 # Links, or files without attributes, that are looked at in one go.
 _LOOKS: Final = 128
 _TRIES: Final = 4
@@ -227,6 +234,9 @@ class Listing:
         while True:
             try:
                 return await self._pool.run(lambda session: self._script(session, directory))
+            except packets.BrokenProtocol as error:
+                where = error.where or self._where(directory.path)
+                raise ListingError(error.message, where=where) from error
             except Transient:
                 attempt += 1
                 if attempt >= _TRIES:
@@ -265,7 +275,7 @@ class Listing:
 
     def _names(self, handle: bytes) -> Script[list[tuple[bytes, Attributes]]]:
         found: list[tuple[bytes, Attributes]] = []
-        reads = _FIRST_READS
+        reads, repeats, many = _FIRST_READS, 0, _MANY_NAMES
         while True:
             replies = yield [packets.request(READDIR, handle)] * reads
             for reply in replies:
@@ -273,11 +283,18 @@ class Listing:
                     names = packets.read_names(reply[1])
                     if not names:
                         raise ListingError("the server sent an empty part of a listing")
-                    found += names
+                    new = [each for each in names if each[0] not in (b".", b"..")]
+                    repeats += not new
+                    found += new
                 elif packets.status_of(reply) == EOF:
                     return found
                 else:
                     raise packets.error_of(reply)
+            if len(found) >= many:
+                many = 2 * len(found)
+                repeats += len(found) - len({name for name, _ in found})
+            if repeats > _MOST_REPEATS or len(found) > _MOST_NAMES:
+                raise ListingError("the server's listing has no end")
             reads = min(2 * reads, _MOST_READS)
 
     def _refuse_circle(self, directory: _Directory) -> None:
@@ -291,14 +308,14 @@ class Listing:
         self, directory: _Directory, names: list[tuple[bytes, Attributes]]
     ) -> Script[_Found]:
         prefix = directory.path + "/" if directory.path else ""
+        if len(prefix) > _LONGEST_PATH:
+            raise ListingError("directories without end", where=self._where(""))
         faults: list[Fault] = []
         found: dict[str, Entry] = {}
         vague: list[tuple[str, Attributes]] = []
         debris: list[bytes] = []
         owner = self._options.owner
         for raw, attrs in names:
-            if raw in (b".", b".."):
-                continue
             if TEMPORARY.fullmatch(raw):
                 if self._options.sweep and is_abandoned(raw, attrs):
                     debris.append(raw)

@@ -6,6 +6,8 @@ leave a short file under the final name. Read: look, open | read, look again, cl
 
 from __future__ import annotations
 
+from typing import Final
+
 from fastsync.backend import Entry, Loaded, WholeJob, WriteOptions
 from fastsync.errors import Changed, FastsyncError, NotFound, Vanished
 from fastsync_sftp import packets
@@ -28,6 +30,9 @@ from fastsync_sftp.placing import Finish, explain, mode_for, replace
 from fastsync_sftp.scripts import Script, Stopped
 from fastsync_sftp.session import Session
 from fastsync_sftp.temporary import temporary_name
+
+# Times that a file is opened again for what is still missing of it.
+_MOST_TRIES: Final = 1000
 
 
 def write_file(
@@ -110,7 +115,11 @@ def read_file(session: Session, path: bytes, entry: Entry, *, follow: bool) -> S
             if start != len(data):
                 break  # the block before came back short, as it may
             data += _data_of(reply)
+        tries = 0
         while len(data) < size:
+            tries += 1
+            if tries > _MOST_TRIES:
+                raise FastsyncError("the server sends next to nothing at a time")
             (reply,) = yield [opening]
             handle = packets.must_be_handle(reply)
             is_open = True
