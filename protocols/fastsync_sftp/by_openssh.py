@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import shutil
 import socket
-import tempfile
 from collections import deque
 from collections.abc import Callable
-from typing import IO, Final
+from typing import Final
 
 from fastsync.backend import Buffer
 from fastsync.errors import (
@@ -30,6 +30,8 @@ _READ: Final = 512 << 10
 # sendmsg takes 1024 buffers (IOV_MAX) on Linux, 16 are guaranteed.
 _BUFFERS: Final = 512
 _END_S: Final = 1.0
+# What is kept of the beginning and of the end of what a process says.
+_SAID: Final = 32 << 10
 
 
 def find_ssh() -> str | None:
@@ -113,19 +115,54 @@ class _Pipe:
         self.unsent = 0
 
 
+class _Said:
+    """What a process says on stderr, where the server has its say, too: the beginning and the end of it."""
+
+    def __init__(self) -> None:
+        self._read_end, self.write_end = os.pipe()
+        os.set_blocking(self._read_end, False)
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._read_end, self._read)
+        self._head = b""
+        self._tail = b""
+
+    def _read(self) -> None:
+        try:
+            data = os.read(self._read_end, _SAID)
+        except BlockingIOError:
+            return
+        if not data:
+            self._loop.remove_reader(self._read_end)
+        more = _SAID - len(self._head)
+        self._head += data[:more]
+        self._tail = (self._tail + data[more:])[-_SAID:]
+
+    def begun(self) -> None:
+        """The process has its own end now."""
+        os.close(self.write_end)
+
+    def text(self) -> str:
+        """All that is there by now."""
+        for _ in range(4):  # more than a pipe holds; a process that goes on must not hold us up
+            self._read()
+        return (self._head + self._tail).decode("utf-8", "replace")
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._read_end)
+        os.close(self._read_end)
+
+
 class OpensshProcess:
     """One ``ssh -s HOST sftp``. What it says on stderr is kept, to tell why it ended."""
 
-    def __init__(self, place: Place, process: asyncio.subprocess.Process, said: IO[bytes]) -> None:
+    def __init__(self, place: Place, process: asyncio.subprocess.Process, said: _Said) -> None:
         self._place = place
         self._process = process
         self._said = said
 
     def why_ended(self) -> FastsyncError:
         """The error for a process that hung up, from what it said."""
-        self._said.seek(0)
-        text = self._said.read(64 << 10).decode("utf-8", "replace")
-        return error_of(text, str(self._place))
+        return error_of(self._said.text(), str(self._place))
 
     async def end(self) -> None:
         """Wait for it to go, now that the pipe is closed, and make it go if it does not."""
@@ -180,7 +217,7 @@ class OpensshDialer:
         """Begin `session` over a new connection. Raises AccessRefused, UsageError, Transient. ssh does
         not say when it has got through."""
         ours, theirs = socket.socketpair()
-        said = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
+        said = _Said()
         try:
             for end in (ours, theirs):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _PIPE)
@@ -189,7 +226,7 @@ class OpensshDialer:
                 *command(self._place, self._ssh, self._connect_timeout_s),
                 stdin=theirs.fileno(),
                 stdout=theirs.fileno(),
-                stderr=said,
+                stderr=said.write_end,
                 start_new_session=True,
             )
         except BaseException as error:
@@ -200,6 +237,7 @@ class OpensshDialer:
             raise
         finally:
             theirs.close()
+            said.begun()
         run = OpensshProcess(self._place, process, said)
         self._processes[session] = run
         stream = _Pipe(session, ours, run)

@@ -38,6 +38,8 @@ MAX_PACKET: Final = (1 << 20) + 1024
 # Without limits@openssh.com, what every server takes (draft-ietf-secsh-filexfer-02, section 3).
 SAFE_BLOCK: Final = 32 << 10
 MAX_BLOCK: Final = 255 << 10
+# Less than that for one read or write is no limit, but a way to have us ask without end.
+_LEAST_BLOCK: Final = 4 << 10
 # Bytes that may be on their way over one connection, to begin with and at least. A block is answered when
 # all of it is there, which takes TCP six round trips from the start; until then it should not run dry. And
 # where packets are lost, answers are late although the way is empty. That 2 MiB are faster than 1 MiB was
@@ -136,8 +138,8 @@ class Session:
         if kind == packets.EXTENDED_REPLY and len(body) >= 32:
             _, read, write, handles = struct.unpack_from(">QQQQ", body)
             self.limits = ServerLimits(
-                min(read or SAFE_BLOCK, MAX_BLOCK),
-                min(write or SAFE_BLOCK, MAX_BLOCK),
+                _block(read),
+                _block(write),
                 handles or None,
             )
             self.handles.most = self.limits.handles
@@ -351,6 +353,10 @@ class Session:
         if not is_owed and self._idle_looks >= _LOOKS // 4:
             self.handles.fail(_too_few_open)
         self._watch = self._loop.call_later(self._stall_timeout_s / _LOOKS, self._look)
+
+
+def _block(limit: int) -> int:
+    return max(_LEAST_BLOCK, min(limit or SAFE_BLOCK, MAX_BLOCK))
 
 
 def _too_few_open() -> FastsyncError:

@@ -31,6 +31,7 @@ from fastsync.errors import (
     Changed,
     DestinationFull,
     FastsyncError,
+    ListingError,
     NameRefused,
     NotFound,
     Stalled,
@@ -40,6 +41,7 @@ from fastsync.location import parse
 from fastsync.patience import persistently
 from fastsync.testing.vocabulary import MTIME, begin, collect, link, listing, noise, read, write
 from fastsync_sftp.backend import SftpBackend
+from fastsync_sftp.by_openssh import _Said
 from fastsync_sftp.store import SftpStore
 
 # The server of these tests, asyncssh's, leaves files open when its connections are cut.
@@ -375,6 +377,51 @@ async def test_a_name_listed_twice(server: OurServer, root: Path) -> None:
     assert [fault.path for page in pages for fault in page.faults] == ["good"]
 
 
+@pytest.mark.parametrize("name", [b".", b"same"])
+async def test_a_listing_without_end(
+    server: OurServer, root: Path, monkeypatch: pytest.MonkeyPatch, name: bytes
+) -> None:
+    """Names that were there already, or that are none, over and over."""
+
+    async def scandir(_: asyncssh.SFTPServer, path: bytes) -> AsyncIterator[asyncssh.SFTPName]:
+        while True:
+            yield asyncssh.SFTPName(name, b"", asyncssh.SFTPAttrs(permissions=0o100644))
+
+    monkeypatch.setattr(Fickle, "scandir", scandir)
+    async with connected(server, root) as store:
+        with pytest.raises(ListingError, match="no end"):
+            await listing(store)
+
+
+async def test_directories_without_end(
+    server: OurServer, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scandir(_: asyncssh.SFTPServer, path: bytes) -> AsyncIterator[asyncssh.SFTPName]:
+        attrs = asyncssh.SFTPAttrs(permissions=0o040755, size=0, atime=1, mtime=1)
+        yield asyncssh.SFTPName(b"d" * 250, b"", attrs)
+
+    monkeypatch.setattr(Fickle, "scandir", scandir)
+    async with connected(server, root) as store:
+        with pytest.raises(ListingError, match="without end"):
+            await listing(store)
+
+
+async def test_a_file_by_drops(server: OurServer, root: Path, tmp_path: Path) -> None:
+    """A byte at a time is an answer, but would take for ever."""
+    (root / "file").write_bytes(noise(100_000))
+    Fickle.short = 1
+    async with connected(server, root) as store:
+        entry = await store.stat("file")
+        with (
+            (tmp_path / "target").open("wb") as file,
+            pytest.raises(FastsyncError, match="next to nothing"),
+        ):
+            await store.read_into_file(entry, 0, 100_000, file.fileno(), lambda _: None)
+        (answer,) = await store.read_whole([entry])
+        assert isinstance(answer, FastsyncError)
+        assert "next to nothing" in answer.message
+
+
 # -- refusals ------------------------------------------------------------------------------------------
 
 
@@ -464,3 +511,18 @@ async def test_a_key_that_is_not_let_in(server: OurServer, root: Path, tmp_path:
     with pytest.raises(AccessRefused, match="let nobody in"):
         await backend.connect(parse(server.url(root)), StoreOptions(place=place))
     await backend.aclose()
+
+
+async def test_a_flood_on_stderr() -> None:
+    """What ssh hands on of the server's chatter is kept in part, the reason for the end with it."""
+    said = _Said()
+    writing = asyncio.create_task(
+        asyncio.to_thread(os.write, said.write_end, b"first\n" + b"x" * 5_000_000 + b"\nlast\n")
+    )
+    await writing
+    said.begun()
+    text = said.text()
+    said.close()
+    assert text.startswith("first\n")
+    assert text.endswith("\nlast\n")
+    assert len(text) < 100_000

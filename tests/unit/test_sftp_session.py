@@ -12,7 +12,7 @@ import pytest
 from fastsync.backend import Buffer
 from fastsync.errors import FastsyncError, Stalled, Transient
 from fastsync_sftp import packets
-from fastsync_sftp.packets import ATTRS, DATA, LOST, NAME, STATUS, BrokenProtocol
+from fastsync_sftp.packets import ATTRS, DATA, EXTENDED_REPLY, LOST, NAME, STATUS, BrokenProtocol
 from fastsync_sftp.session import MAX_PACKET, Server, ServerLimits, Session
 
 
@@ -114,6 +114,19 @@ async def test_everybody_hears_of_a_loss_once() -> None:
     errors = [error for _, error in got]
     assert len({id(error) for error in errors}) == 3
     assert {error.message for error in errors} == {"cut"}
+
+
+@pytest.mark.parametrize(
+    ("said", "block"), [(0, 32 << 10), (1, 4 << 10), (9000, 9000), (2**63, 255 << 10)]
+)
+async def test_limits_that_make_no_sense(said: int, block: int) -> None:
+    session, wire = Session(60.0), Wire()
+    beginning = asyncio.create_task(session.begin(wire))
+    await asyncio.sleep(0)
+    session.feed(message(2, 3) + message(EXTENDED_REPLY, 0, struct.pack(">QQQQ", *[said] * 4)))
+    await beginning
+    assert session.limits == ServerLimits(block, block, said or None)
+    session.close()
 
 
 async def test_silence_is_a_stall_only_where_an_answer_is_due() -> None:

@@ -451,6 +451,24 @@ class Liar:
             yield block
 
 
+async def test_a_size_beyond_all_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It costs nothing to say, and must cost no memory to hear."""
+    taken = 0
+
+    def counted(size: int, part_size: int) -> Iterator[tuple[int, int]]:
+        nonlocal taken
+        for one in parts(size, part_size):
+            taken += 1
+            yield one
+
+    monkeypatch.setattr(transfer_module, "parts", counted)
+    source: Any = Liar([b"few"])
+    sink = await open_bare("mem://bucket")
+    with pytest.raises((Changed, IntegrityError)):
+        await transfer(source, sink, file(TIB), "file", WriteOptions(), lanes(), ignore)
+    assert taken < 100
+
+
 @pytest.mark.parametrize("seekable", [True, False])
 @pytest.mark.parametrize("blocks", [[], [b"123"], [b"123", b"456", b"7"], [b"12345678"]])
 async def test_sizes_are_not_trusted(seekable: bool, blocks: list[bytes]) -> None:
