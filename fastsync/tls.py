@@ -1,7 +1,9 @@
-"""TLS over a socket by way of memory: as few system calls as plain TCP has.
+"""TLS over a socket, in two ways that are used alike.
 
 `ssl.SSLSocket` reads each record by two system calls, one of them for its five bytes of header. Servers that
-write 4 KiB at a time (much of what is written in Go) make that half a million calls for a GiB.
+write 4 KiB at a time (much of what is written in Go) make that half a million calls for a GiB. By way of
+memory (`TlsSocket`) there are as few as plain TCP has, but each byte is copied twice more: with records of
+16 KiB from nearby, that is the dearer way (`RecordSocket`).
 """
 
 from __future__ import annotations
@@ -10,12 +12,17 @@ import contextlib
 import os
 import socket
 import ssl
+import struct
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
 _RAW: Final = 128 << 10
 _SENT_AT_ONCE: Final = 256 << 10
+_RECORD: Final = 16 << 10
+# Where struct tcp_info of Linux (include/uapi/linux/tcp.h) has tcpi_bytes_received.
+_RECEIVED_AT: Final = 128
 # Every record takes the interpreter's lock: on two processors, two threads at it were slower than one.
 _DECRYPTING: Final = threading.BoundedSemaphore(max(1, min(4, (os.cpu_count() or 1) // 2)))
 
@@ -32,8 +39,7 @@ class TlsSocket:
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._in, self._out, server_hostname=host)
         # Without the call in between, where there is one: a GiB has a quarter of a million records.
-        inner: Any = getattr(self._tls, "_sslobj", self._tls)
-        self._read: Callable[[int, memoryview], int] = inner.read
+        self._read = _reader(self._tls)
         self.fetched = 0  # bytes that came, of whatever is in them
         self._raw: memoryview | None = None
         self._unsent = memoryview(b"")
@@ -159,3 +165,104 @@ class TlsSocket:
 
     def close(self) -> None:
         self._sock.close()
+
+
+class RecordSocket:
+    """The same by OpenSSL's own reads of the socket, a record at a time. Linux alone."""
+
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext, host: str) -> None:
+        self._sock = context.wrap_socket(
+            sock,
+            server_hostname=host,
+            do_handshake_on_connect=False,
+            suppress_ragged_eofs=False,
+        )
+        self._read = _reader(self._sock)
+        self._waits_s: float | None = None
+        self.records = 0
+        self.received = 0  # bytes of them
+
+    def do_handshake(self) -> None:
+        """Blocks, for each message as long as the socket's timeout. Raises OSError."""
+        self._sock.do_handshake()
+
+    @property
+    def fetched(self) -> int:
+        """Bytes that came, of whatever is in them."""
+        info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RECEIVED_AT + 8)
+        (count,) = struct.unpack_from("=Q", info, _RECEIVED_AT)
+        return int(count)
+
+    @property
+    def has_more(self) -> bool:
+        """True when something has been taken from the socket that was not read yet."""
+        return self._sock.pending() > 0
+
+    def recv(self, size: int) -> bytes:
+        """At most `size` bytes, none at the end. Raises OSError."""
+        block = bytearray(size)
+        return bytes(block[: self.recv_into(memoryview(block))])
+
+    def recv_into(self, block: memoryview, _size: int = 0, flags: int = 0) -> int:
+        """A record, as much as fits; 0 at the end. With MSG_WAITALL, the only flag, as many as fit, or come
+        within the socket's timeout."""
+        filled, size, read, clock = 0, len(block), self._read, time.monotonic
+        waits_s = (self._waits_s or 1e9) if flags else 0.0  # a number: once for each record
+        ends = clock() + waits_s
+        records = 0
+        try:
+            while filled < size:
+                count = read(size - filled, block[filled:])
+                records += 1
+                filled += count
+                if not count or clock() >= ends:
+                    break
+        except (ssl.SSLWantReadError, TimeoutError) as error:
+            if not filled:
+                raise BlockingIOError from error
+        except OSError as error:
+            if not filled:
+                if isinstance(error, ssl.SSLEOFError):
+                    raise ConnectionResetError("TLS ended without saying so") from error
+                raise
+        self.received += filled
+        self.records += records
+        return filled
+
+    def send(self, data: memoryview | bytes, _flags: int = 0) -> int:
+        """How many bytes were taken. Raises OSError."""
+        try:
+            return self._sock.send(memoryview(data)[:_RECORD])
+        except (ssl.SSLWantWriteError, ssl.SSLWantReadError, TimeoutError) as error:
+            raise BlockingIOError from error
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def setblocking(self, flag: bool) -> None:
+        self.settimeout(None if flag else 0.0)
+
+    def settimeout(self, seconds: float | None) -> None:
+        """How long each wait for the server may take: for OpenSSL, the kernel's own limits do not hold."""
+        self._waits_s = seconds
+        self._sock.settimeout(seconds)
+
+    def setsockopt(self, level: int, option: int, value: int | bytes) -> None:
+        self._sock.setsockopt(level, option, value)
+
+    def shutdown(self, how: int) -> None:
+        """Of the connection, not of TLS: wakes a thread that waits for it."""
+        socket.socket.shutdown(self._sock, how)
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+def _reader(tls: ssl.SSLSocket | ssl.SSLObject) -> Callable[[int, memoryview], int]:
+    """Its read into memory, without the call in between: a GiB has up to a quarter of a million records."""
+    inner: Any = getattr(tls, "_sslobj", tls)
+    read: Callable[[int, memoryview], int] = inner.read
+    return read

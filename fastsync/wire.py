@@ -46,7 +46,7 @@ from fastsync.errors import (
 )
 from fastsync.redaction import conceal
 from fastsync.splicing import CAN_SPLICE, Splice
-from fastsync.tls import TlsSocket
+from fastsync.tls import RecordSocket, TlsSocket
 
 T = TypeVar("T")
 
@@ -62,6 +62,9 @@ _GATHERED: Final = 256 << 10
 _GATHERING_S: Final = 0.2
 # Less at once than this comes more slowly than it is taken, and is worth waiting for.
 _WORTH_A_CALL: Final = 64 << 10
+# Records of less are better taken together, and after how many bytes that is known.
+_SMALL_RECORD: Final = 8 << 10
+_ENOUGH_TO_TELL: Final = 4 << 20
 # A round trip to a server with which the kernel may move bytes one call after the other.
 _NEAR_S: Final = 0.002
 # Where struct tcp_info of Linux (include/uapi/linux/tcp.h) has tcpi_min_rtt, in microseconds.
@@ -104,7 +107,8 @@ class WireOptions:
     `request_timeout_s` bounds the silence before an answer begins, `stall_timeout_s` that within a body;
     `min_rate` is the least of a body, in bytes per second over a stall timeout. `proxy` is a URL. `send_rate`
     tells how many bytes per second a connection may send at this moment, None without a limit; it is kept
-    to by the kernel, where it can (SO_MAX_PACING_RATE of socket(7)).
+    to by the kernel, where it can (SO_MAX_PACING_RATE of socket(7)). `by_record` is for reading: records of
+    TLS from nearby are taken from the socket one by one, as long as they are large.
     """
 
     connections: int = 8
@@ -117,6 +121,7 @@ class WireOptions:
     recv_buffer: int | None = None
     send_rate: Callable[[], float | None] | None = None
     congestion_control: str | None = None
+    by_record: bool = False
     verify: bool = True
     ca_file: str | None = None
     proxy: str | None = None
@@ -183,7 +188,7 @@ class Reply(NamedTuple):
     body: bytes
 
 
-Socket: TypeAlias = socket.socket | TlsSocket
+Socket: TypeAlias = socket.socket | TlsSocket | RecordSocket
 # Sends a request with this head, and tells of the bytes of its body.
 _Send: TypeAlias = Callable[[Socket, bytes, Callable[[int], None]], None]
 
@@ -324,7 +329,7 @@ class _Connection:
         self.fd = sock.fileno()
         self.used = False
         self.idle_since = 0.0
-        self._tls = sock if isinstance(sock, TlsSocket) else None
+        self._tls = None if isinstance(sock, socket.socket) else sock
         self._request: Outgoing | None = None
         self._done: Callable[[_Connection, Reply | Exception], None] | None = None
         self._most = 0
@@ -564,7 +569,7 @@ class _Connection:
     def is_fresh(self) -> bool:
         """False when the server has closed it, or sent what nobody asked for."""
         sock = self.sock
-        if isinstance(sock, TlsSocket):  # which cannot be peeked into
+        if not isinstance(sock, socket.socket):  # TLS cannot be peeked into
             return not sock.has_more and not _has_come(sock)
         try:
             sock.setblocking(False)
@@ -595,6 +600,7 @@ class Wire:
         self._waiting: collections.deque[asyncio.Future[None]] = collections.deque()
         self._threads: ThreadPoolExecutor | None = None
         self._context: ssl.SSLContext | None = None
+        self._is_cut_small = False  # into records that are not worth two system calls each
         # When a plain connection was made last, and where it led (`socket.getaddrinfo`).
         self._known: tuple[float, tuple[Any, Any, int, str, Any]] | None = None
         self._ticker: asyncio.TimerHandle | None = None
@@ -731,16 +737,18 @@ class Wire:
         failure: OSError | None = None
         for place in found:
             family, kind, protocol, _, address = place
-            sock = socket.socket(family, kind, protocol)
+            plain = socket.socket(family, kind, protocol)
+            sock: Socket = plain
             try:
-                opening.now(sock)
-                self._tune(sock)
-                sock.settimeout(options.connect_timeout_s)
-                sock.connect(address)
+                opening.now(plain)
+                self._tune(plain)
+                plain.settimeout(options.connect_timeout_s)
+                plain.connect(address)
                 if proxy is not None and origin.scheme == "https":
-                    _tunnel(sock, origin, proxy)
+                    _tunnel(plain, origin, proxy)
                 if origin.scheme == "https":
-                    secured = self._secure(sock)
+                    sock = secured = self._secure(plain)
+                    opening.now(secured)
                     secured.do_handshake()
                     secured.setblocking(False)
                     return secured
@@ -785,7 +793,7 @@ class Wire:
                 name = options.congestion_control.encode()
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name)
 
-    def _secure(self, sock: socket.socket) -> TlsSocket:
+    def _secure(self, sock: socket.socket) -> TlsSocket | RecordSocket:
         """TLS over a socket, but for the handshake."""
         context = self._context
         if context is None:
@@ -800,7 +808,8 @@ class Wire:
                 context.check_hostname = False
                 context.verify_mode = ssl.CERT_NONE
             self._context = context
-        return TlsSocket(sock, context, self.origin.host)
+        is_near = self.options.by_record and not self._is_cut_small and _rtt_s(sock) < _NEAR_S
+        return (RecordSocket if is_near else TlsSocket)(sock, context, self.origin.host)
 
     async def _in_thread(
         self,
@@ -958,7 +967,7 @@ class Wire:
         """
 
         def send(sock: Socket, head: bytes, tell: Callable[[int], None]) -> None:
-            if isinstance(sock, TlsSocket):
+            if not isinstance(sock, socket.socket):
                 self._send_by_buffer(sock, head, fd, start, stop, tell)
                 return
             _send_all(sock, memoryview(head), socket.MSG_MORE if stop > start else 0)
@@ -974,7 +983,7 @@ class Wire:
 
     def _send_by_buffer(
         self,
-        sock: TlsSocket,
+        sock: TlsSocket | RecordSocket,
         head: bytes,
         fd: int,
         start: int,
@@ -1139,6 +1148,9 @@ class Wire:
         if untold:
             progress(untold)
         connection.used = True
+        if isinstance(sock, RecordSocket) and sock.received > _ENOUGH_TO_TELL:
+            self._is_cut_small = sock.received < _SMALL_RECORD * sock.records
+            keeps = keeps and not self._is_cut_small
         if keeps:
             sock.setblocking(False)
             self._release(connection)
@@ -1226,12 +1238,12 @@ class _Body:
     def _patiently(self, receive: Callable[[], int]) -> int:
         """What it brings, again and again while that is nothing for a moment. Raises Stalled."""
         sock = self._sock
-        fetched = sock.fetched if isinstance(sock, TlsSocket) else 0
+        fetched = 0 if isinstance(sock, socket.socket) else sock.fetched
         while True:
             try:
                 count = receive()
             except BlockingIOError as error:
-                if isinstance(sock, TlsSocket) and sock.fetched != fetched:
+                if not isinstance(sock, socket.socket) and sock.fetched != fetched:
                     # A part of a record is no silence.
                     fetched, self._heard = sock.fetched, time.monotonic()
                 if time.monotonic() - self._heard >= self._options.stall_timeout_s:
@@ -1568,6 +1580,9 @@ def _has_come(sock: Socket) -> bool:
 
 def _set_timeouts(sock: Socket, seconds: float) -> None:
     """Bound every call on a blocking socket in the kernel: no poll ahead of each."""
+    if isinstance(sock, RecordSocket):
+        sock.settimeout(seconds)
+        return
     value = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
@@ -1583,10 +1598,10 @@ class _Opening:
     """A connection that a thread is about to make, and that another may lose interest in."""
 
     def __init__(self) -> None:
-        self._sock: socket.socket | None = None
+        self._sock: Socket | None = None
         self._given_up = False
 
-    def now(self, sock: socket.socket) -> None:
+    def now(self, sock: Socket) -> None:
         """This is the socket that is waited for. Raises Transient if nobody wants it any more."""
         self._sock = sock
         if self._given_up:

@@ -129,6 +129,7 @@ class Client:
                         request_timeout_s=options.request_timeout_s,
                         stall_timeout_s=options.stall_timeout_s,
                         idle_s=_IDLE_S,
+                        by_record=True,
                         send_buffer=options.tcp_send_buffer,
                         recv_buffer=options.tcp_recv_buffer,
                         congestion_control=options.congestion_control,

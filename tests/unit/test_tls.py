@@ -1,4 +1,4 @@
-"""TLS by way of memory: records of any size, both ways, and ends that are none."""
+"""TLS by way of memory, and by a record at a time: both ways, and ends that are none."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 import pytest
 from web import Tls, make_tls
 
-from fastsync.tls import TlsSocket
+from fastsync.tls import RecordSocket, TlsSocket
 
 Serve = Callable[[ssl.SSLSocket], None]
+Client = TlsSocket | RecordSocket
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +22,12 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Tls:
     return make_tls(tmp_path_factory.mktemp("tls"))
 
 
-@pytest.fixture
-def connect(authority: Tls) -> Iterator[Callable[[Serve], TlsSocket]]:
+@pytest.fixture(params=[TlsSocket, RecordSocket])
+def connect(authority: Tls, request: pytest.FixtureRequest) -> Iterator[Callable[[Serve], Client]]:
     """Makes a client of ours whose other end runs a function."""
     ended: list[Callable[[], None]] = []
 
-    def connect(serve: Serve) -> TlsSocket:
+    def connect(serve: Serve) -> Client:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(authority.certificate, authority.key)
         ours, theirs = socket.socketpair()
@@ -38,7 +39,7 @@ def connect(authority: Tls) -> Iterator[Callable[[Serve], TlsSocket]]:
         thread = threading.Thread(target=run)
         thread.start()
         trusting = ssl.create_default_context(cafile=str(authority.authority))
-        client = TlsSocket(ours, trusting, "localhost")
+        client: Client = request.param(ours, trusting, "localhost")
         ended.append(client.close)
         ended.append(thread.join)
         client.do_handshake()
@@ -50,9 +51,7 @@ def connect(authority: Tls) -> Iterator[Callable[[Serve], TlsSocket]]:
 
 
 @pytest.mark.parametrize("record", [1, 1_000, 4_096, 16_384])
-def test_records_of_any_size_fill_a_block(
-    connect: Callable[[Serve], TlsSocket], record: int
-) -> None:
+def test_records_of_any_size_fill_a_block(connect: Callable[[Serve], Client], record: int) -> None:
     content = bytes(range(256)) * 16 * 8
 
     def serve(sock: ssl.SSLSocket) -> None:
@@ -69,7 +68,7 @@ def test_records_of_any_size_fill_a_block(
     assert client.recv(10) == b""
 
 
-def test_an_end_that_nobody_announced_is_none(connect: Callable[[Serve], TlsSocket]) -> None:
+def test_an_end_that_nobody_announced_is_none(connect: Callable[[Serve], Client]) -> None:
     def serve(sock: ssl.SSLSocket) -> None:
         sock.sendall(b"the beginning")
 
@@ -79,8 +78,9 @@ def test_an_end_that_nobody_announced_is_none(connect: Callable[[Serve], TlsSock
         client.recv(100)
 
 
+@pytest.mark.parametrize("connect", [TlsSocket], indirect=True)
 def test_what_the_socket_has_no_room_for_is_sent_later(
-    connect: Callable[[Serve], TlsSocket],
+    connect: Callable[[Serve], Client],
 ) -> None:
     content, got = bytes(4_000_000), bytearray()
     begin = threading.Event()
@@ -102,7 +102,7 @@ def test_what_the_socket_has_no_room_for_is_sent_later(
     client.flush()
 
 
-def test_nothing_there_is_said_as_by_a_socket(connect: Callable[[Serve], TlsSocket]) -> None:
+def test_nothing_there_is_said_as_by_a_socket(connect: Callable[[Serve], Client]) -> None:
     done = threading.Event()
 
     def serve(sock: ssl.SSLSocket) -> None:
@@ -115,3 +115,35 @@ def test_nothing_there_is_said_as_by_a_socket(connect: Callable[[Serve], TlsSock
     with pytest.raises(BlockingIOError):
         client.recv_into(memoryview(bytearray(10)))
     done.set()
+
+
+def test_a_full_block_is_waited_for_only_so_long(authority: Tls) -> None:
+    """What came is given within the time that the socket has, however little comes at a time."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(authority.certificate, authority.key)
+    listener = socket.create_server(("127.0.0.1", 0))
+    over = threading.Event()
+
+    def serve() -> None:
+        accepted, _ = listener.accept()
+        with context.wrap_socket(accepted, server_side=True) as secured:
+            while not over.wait(0.02):
+                secured.sendall(b"x" * 100)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    trusting = ssl.create_default_context(cafile=str(authority.authority))
+    client = RecordSocket(socket.create_connection(listener.getsockname()), trusting, "localhost")
+    try:
+        client.do_handshake()
+        client.settimeout(0.2)
+        before = client.fetched
+        count = client.recv_into(memoryview(bytearray(1 << 20)), 0, socket.MSG_WAITALL)
+        assert count > 0
+        assert count % 100 == 0
+        assert client.fetched - before >= count  # what is around them counts too
+    finally:
+        over.set()
+        thread.join()
+        client.close()
+        listener.close()
