@@ -15,6 +15,7 @@ from fastsync.copying import run_sync
 from fastsync.errors import FastsyncError, UsageError, worst_exit
 from fastsync.events import Item, Totals
 from fastsync.manifest import ALGORITHM, digest_of, read_manifest
+from fastsync.plan import NOT_IN_SOURCE
 from fastsync.session import Place, Request, Session, located, named, whole
 from fastsync.values import MaxDelete
 
@@ -67,6 +68,8 @@ class _Judge:
             self._tell(Finding("=", path, item.reason))
             return  # counted by the run itself
         elif item.operation == "delete":
+            if not item.reason.startswith(NOT_IN_SOURCE):
+                return  # what comes in its place is told later
             finding = Finding("-", path, "only in the destination")
         elif item.reason == "new":
             name = path + "/" * (item.operation == "mkdir")

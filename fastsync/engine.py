@@ -37,7 +37,7 @@ from fastsync.events import RENAMED, Observer
 from fastsync.items import BATCH_FILES, Items, Job, Run, not_saved
 from fastsync.location import Location
 from fastsync.patience import patiently
-from fastsync.plan import Action, Step, forbid_deletes
+from fastsync.plan import NOT_IN_SOURCE, Action, Step, forbid_deletes
 from fastsync.resuming import UploadLog
 from fastsync.tally import Summary, Tally
 from fastsync.work import Budgets, Record, Work, vetted
@@ -154,6 +154,7 @@ class Engine:
                 for action in page.skips:
                     self._tally.skipped(action.path, *work.places(action), action.reason)
                 run.deletes.extend(page.deletes)
+                run.reasons.update(page.reasons)
                 run.later.extend(page.later)
                 run.finish.extend(page.finish)
                 if work.xattrs:
@@ -299,15 +300,15 @@ class Engine:
         def done(gone: Sequence[Entry]) -> None:
             for entry in gone:
                 place = sink.location.child(entry.path)
+                reason = run.reasons.get(entry.path) or NOT_IN_SOURCE
+                if self._dry_run and run.work.protects and entry.kind == "dir":
+                    reason += ", unless something in it stays"
                 if self._record is not None:
-                    reason = "not in the source"
                     self._record(run.work, "delete", entry.path, None, entry, reason, late=False)
                 if entry.kind == "dir":
-                    self._tally.removed_directory(entry.path, place)
+                    self._tally.removed_directory(entry.path, place, reason)
                 else:
-                    self._tally.done(
-                        "delete", entry.path, (None, place), entry.size, "not in the source"
-                    )
+                    self._tally.done("delete", entry.path, (None, place), entry.size, reason)
 
         def failed(entry: Entry, error: FastsyncError) -> None:
             if entry.kind == "dir" and run.work.protects and isinstance(error, Conflict):

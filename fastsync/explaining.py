@@ -47,7 +47,10 @@ class _Recorder:
         self.found: Item | None = None
 
     def item(self, item: Item) -> None:
-        if item.path.rstrip("/") == self.path and (self.found is None or item.error is not None):
+        if item.path.rstrip("/") != self.path:
+            return
+        # What makes way is told first, and what comes in its place later.
+        if self.found is None or self.found.operation == "delete" or item.error is not None:
             self.found = item
 
     def note(self, text: str) -> None:

@@ -88,6 +88,7 @@ class Run:
 
     work: Work
     deletes: Spool[Entry] = field(default_factory=Spool)
+    reasons: dict[str, str] = field(default_factory=dict)  # of deletions, where there is another
     later: Spool[Action] = field(default_factory=Spool)
     finish: Spool[Action] = field(default_factory=Spool)
     doomed_files: int = 0

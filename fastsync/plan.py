@@ -24,6 +24,9 @@ from fastsync.filters import Filter
 Comparison: TypeAlias = Literal["mtime", "checksum", "size", "newer"]
 Step: TypeAlias = Literal["mkdir", "link", "copy", "settle", "verify", "attributes", "skip"]
 
+# Why entries are deleted, unless another reason is told.
+NOT_IN_SOURCE: Final = "not in the source"
+
 # How what is not there yet is made.
 _STEPS: Final[dict[Kind, Step]] = {"dir": "mkdir", "link": "link", "file": "copy"}
 
@@ -52,6 +55,8 @@ class PlanPage:
 
     now: list[Action] = field(default_factory=list)
     deletes: list[Entry] = field(default_factory=list)
+    # Why an entry goes, where it is not for the ordinary reason (`NOT_IN_SOURCE`), by its path.
+    reasons: dict[str, str] = field(default_factory=dict)
     later: list[Action] = field(default_factory=list)
     finish: list[Action] = field(default_factory=list)
     skips: list[Action] = field(default_factory=list)
@@ -278,7 +283,7 @@ async def plan(
                 break
             planner.merge(ours, theirs)
             yield planner.turn()
-        planner.release(None)
+        planner.end()
         yield planner.turn()
 
 
@@ -315,8 +320,10 @@ class _Planner:
         # Source entries without a counterpart, for which a directory of that name may yet be listed.
         self._waiting: list[Entry] = []
         # Destination entries without a counterpart, for which a source directory may yet be listed;
-        # each one's path begins with that of the one before.
+        # each one's path begins with that of the one before. What becomes of them is open until then.
         self._in_the_way: list[Entry] = []
+        # "path/" of a destination directory that stays, with all that is in it.
+        self._sheltered: str | None = None
         # "path/" of a source directory that cannot be made now, and whether it can be made later.
         self._blocked: str | None = None
         self._postponed = False
@@ -484,11 +491,7 @@ class _Planner:
             self._imply(entry)
         if self._is_blocked(entry):
             return
-        if self.rules.existing:
-            if entry.kind == "dir" and self.rules.directories:
-                self._block(entry, for_now=False)  # nothing below it can exist either
-            self._skip(entry, None, "does not exist there")
-        elif entry.kind == "dir":
+        if entry.kind == "dir":
             self._new_directory(entry)
         elif entry.kind == "special" or (entry.kind == "link" and not self.rules.links):
             self.page.specials += 1
@@ -500,19 +503,33 @@ class _Planner:
             self._new(entry)
 
     def _new_directory(self, entry: Entry) -> None:
-        if not self.rules.directories:
+        rules = self.rules
+        if not rules.directories:
+            if rules.existing:
+                self._skip(entry, None, "does not exist there")
             return
         self._pass(entry.path + "/")
         if not self._in_the_way or self._in_the_way[-1].path != entry.path:
-            self._do("mkdir", entry, None, "new")
-            self._finish_new(entry)
+            if rules.existing:
+                self._block(entry, for_now=False)  # nothing below it can exist either
+                self._skip(entry, None, "does not exist there")
+            else:
+                self._do("mkdir", entry, None, "new")
+                self._finish_new(entry)
             return
         old = self._in_the_way.pop()
-        if self._block(entry, for_now=self._may_delete(old)):
+        if rules.ignore_existing:
+            self._block(entry, for_now=False)
+            self._skip(entry, old, "exists")
+        elif self._may_delete(old):
+            self._displace(old, "directory")
+            # Nothing that is in it exists there.
+            self._block(entry, for_now=not rules.existing)
             self._touch(entry)
             self.page.later.append(Action("mkdir", entry.path, entry, old, "replaces a file"))
             self._finish_new(entry)
         else:
+            self._block(entry, for_now=False)
             self._conflict(entry, "a file stands where the directory should go")
 
     def _imply(self, entry: Entry) -> None:
@@ -520,7 +537,12 @@ class _Planner:
         self._pass(entry.path)
         if self._in_the_way and entry.path.startswith(self._in_the_way[-1].path + "/"):
             old = self._in_the_way.pop()
-            if not self._block(old, for_now=self._may_delete(old)):
+            if self.rules.ignore_existing:
+                self._block(old, for_now=False)
+                self._skip(old._replace(kind="dir"), old, "exists")
+            elif self._block(old, for_now=self._may_delete(old)):
+                self._displace(old, "directory")
+            else:
                 self._conflict(old, "a file stands where the directory should go")
 
     def _finish_new(self, entry: Entry) -> None:
@@ -529,28 +551,42 @@ class _Planner:
             self._finish(entry, None, "new")
 
     def _new(self, entry: Entry) -> None:
-        self._do(_STEPS[entry.kind], entry, None, "new")
+        if self.rules.existing:
+            self._skip(entry, None, "does not exist there")
+        else:
+            self._do(_STEPS[entry.kind], entry, None, "new")
 
     def _only_destination(self, old: Entry, key: str, ours: str | None) -> None:
         """`ours` is the key of the source's next entry, None at its end."""
         self.release(key)
+        if self._sheltered is not None:
+            if key.startswith(self._sheltered):
+                return
+            self._sheltered = None
         if old.kind == "dir":
             if ours is not None and ours.startswith(key):
                 return  # the source has it, too, but lists no directories
             for entry in self._waiting:
                 if entry.path == old.path:
                     self._waiting.remove(entry)
-                    if self._may_delete(old):
-                        self._touch(entry)
-                        step, reason = _STEPS[entry.kind], "replaces a directory"
-                        self.page.later.append(Action(step, entry.path, entry, old, reason))
-                    else:
-                        self._conflict(entry, "a directory stands where the file should go")
-                    break
+                    self._replace_directory(entry, old)
+                    return
+            self._delete(old)
         else:
             self._pass(key)
             self._in_the_way.append(old)
-        self._delete(old)
+
+    def _replace_directory(self, entry: Entry, old: Entry) -> None:
+        if self.rules.ignore_existing:
+            self._sheltered = old.path + "/"
+            self._skip(entry, old, "exists")
+        elif self._may_delete(old):
+            self._displace(old, entry.kind)
+            self._touch(entry)
+            step, reason = _STEPS[entry.kind], "replaces a directory"
+            self.page.later.append(Action(step, entry.path, entry, old, reason))
+        else:
+            self._conflict(entry, "a directory stands where the file should go")
 
     def _may_delete(self, old: Entry) -> bool:
         rules = self.rules
@@ -563,6 +599,10 @@ class _Planner:
             self._touch(old)
             self.page.deletes.append(old)
 
+    def _displace(self, old: Entry, what: str) -> None:
+        self.page.reasons[old.path] = f"makes way for a {what}"
+        self._delete(old)
+
     def _pass(self, key: str) -> None:
         """Forget what stands in the way of directories that can no longer come: both sides are at
         `key`, or past it."""
@@ -570,7 +610,7 @@ class _Planner:
             directory = self._in_the_way[-1].path + "/"
             if key.startswith(directory) or not before(directory, key):
                 break
-            self._in_the_way.pop()
+            self._delete(self._in_the_way.pop())
 
     def release(self, other: str | None) -> None:
         """Let go of waiting entries whose directory can no longer come: the destination is past it."""
@@ -582,6 +622,12 @@ class _Planner:
                 else:
                     self._new(entry)
             self._waiting = kept
+
+    def end(self) -> None:
+        """Both listings are at their end."""
+        self.release(None)
+        while self._in_the_way:
+            self._delete(self._in_the_way.pop())
 
     # -- what comes of them --------------------------------------------------------------------------
 
@@ -626,6 +672,7 @@ class _Planner:
 
     def _enter(self, entry: Entry) -> None:
         if self.rules.directory_times:
+            self._pass(entry.path + "/")  # what it deletes touches directories that are left now
             self._leave(entry.path)
             self._above.append(entry)
 

@@ -15,6 +15,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -40,6 +41,7 @@ VERSION: Final = 1
 LONGEST_LINE: Final = 256 << 10
 _KINDS: Final = ("file", "dir", "link", "special")
 _OPERATIONS: Final = ("copy", "mkdir", "link", "attributes", "delete")
+_DIGITS: Final = re.compile("-?[0-9]{1,19}")
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
@@ -254,10 +256,15 @@ def _put(line: dict[str, Any], name: str, text: str) -> None:
 
 def _state(entry: Entry) -> dict[str, Any]:
     state: dict[str, Any] = {"kind": entry.kind}
-    for name in ("size", "mtime_ns", "mode", "version", "stored_ns"):
+    for name in ("size", "mode", "version"):
         value = getattr(entry, name)
         if value is not None:
             state[name] = value
+    # As text: a program with floating point numbers alone would write another time (RFC 8259, 6).
+    for name in ("mtime_ns", "stored_ns"):
+        value = getattr(entry, name)
+        if value is not None:
+            state[name] = str(value)
     if entry.target is not None:
         _put(state, "target", entry.target)
     if entry.owner is not None:
@@ -416,6 +423,15 @@ def _number(
     return value
 
 
+def _time(state: dict[str, Any], name: str) -> int | None:
+    value = state.get(name)
+    if isinstance(value, str):
+        if _DIGITS.fullmatch(value) is None:
+            raise Wrong(f"'{name}' is no such number")
+        state = {name: int(value)}
+    return _number(state, name, -(1 << 63))
+
+
 def _entry(found: dict[str, Any], name: str, path: str) -> Entry:
     state = found.get(name)
     if not isinstance(state, dict):
@@ -430,15 +446,14 @@ def _entry(found: dict[str, Any], name: str, path: str) -> Entry:
                 owner = Owner(uid, gid)
             case _:
                 raise Wrong("'owner' is no pair of numbers")
-    least = -(1 << 63)
     return Entry(
         path,
         kind,
         _number(state, "size"),
-        _number(state, "mtime_ns", least),
+        _time(state, "mtime_ns"),
         _number(state, "mode", most=0o7777),
         _text(state, "target") if "target" in state else None,
         _version(state) if "version" in state else None,
         owner,
-        _number(state, "stored_ns", least),
+        _time(state, "stored_ns"),
     )

@@ -37,7 +37,7 @@ from fastsync.errors import (
 )
 from fastsync.location import parse
 from fastsync.names import safe_parts
-from fastsync.plan import Action, DeleteGate, PlanPage, Step
+from fastsync.plan import NOT_IN_SOURCE, Action, DeleteGate, PlanPage, Step
 from fastsync.planfile import (
     Line,
     Shard,
@@ -192,7 +192,7 @@ async def _works(
             rename=partial(_renamed, pair.renames) if pair.renames else None,
             root=pair.root,
             directory_times=settings.dir_times,
-            protects=shard is not None and shard.count > 1,
+            protects=True,  # lines may have been taken out
             vet=_Vet(pair, settings.jobs, is_dry=settings.dry_run),
             backup=await _backup(session, pair),
             xattrs=kept(session.request, settings.xattrs, KeepsXattrs, pair.source, pair.sink),
@@ -223,6 +223,8 @@ async def _pages(
         if line.operation == "delete":
             assert line.old is not None
             page.deletes.append(line.old)
+            if settings.dry_run and not line.reason.startswith(NOT_IN_SOURCE):
+                page.reasons[line.path] = line.reason
         elif line.path:  # the root is the work's
             assert line.entry is not None
             action = Action(_STEPS[line.operation], line.path, line.entry, line.old, line.reason)

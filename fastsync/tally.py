@@ -94,10 +94,9 @@ class Tally:
                 Item(operation, path, source, destination, size, reason, duration_s)
             )
 
-    def removed_directory(self, path: str, destination: Location) -> None:
+    def removed_directory(self, path: str, destination: Location, reason: str) -> None:
         """Told, but not counted: what counts is files."""
         if self._observer.wants_items:
-            reason = "not in the source"
             self._observer.item(Item("delete", path + "/", "", str(destination), None, reason))
 
     def unchanged(self, size: int | None) -> None:

@@ -32,6 +32,19 @@ def spoil(path: Path, content: bytes) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
+def test_another_kind_is_one_difference(fastsync: Fastsync, plant: Plant, tmp_path: Path) -> None:
+    plant(tmp_path / "a", {"file": "", "tree/x": ""})
+    plant(tmp_path / "b", {"file/x": "", "tree": ""})
+    done = fastsync("check", "a", "b")
+    assert done.code == 1
+    assert sorted(done.stdout.splitlines()) == [
+        "* file (replaces a directory)",
+        "* tree (replaces a file)",
+        "+ tree/x (only in the source)",
+        "- file/x (only in the destination)",
+    ]
+
+
 def test_what_differs(pair: Path, fastsync: Fastsync, tmp_path: Path) -> None:
     assert fastsync("check", "a", "b") == (0, "", "")
     (pair / "a").write_bytes(b"aa")

@@ -78,7 +78,7 @@ def test_dry_run_tells_and_does_nothing(
     assert lines[:6] == [
         "would copy src/a -> dest/a (time differs, 1 B)",
         "would delete dest/x/y (not in the source)",
-        "would delete dest/x (not in the source)",
+        "would delete dest/x (makes way for a file)",
         "would delete dest/gone/b (not in the source)",
         "would delete dest/gone (not in the source)",
         "would copy src/x -> dest/x (replaces a directory, 1 B)",
@@ -88,6 +88,33 @@ def test_dry_run_tells_and_does_nothing(
 
 
 # -- what is excluded is protected -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("deletes", [(), ("--delete",)])
+def test_ignore_existing_leaves_alone_what_is_of_another_kind(
+    fastsync: Fastsync,
+    plant: Plant,
+    states: Callable[[Path], dict[str, tuple[int, int]]],
+    tmp_path: Path,
+    deletes: tuple[str, ...],
+) -> None:
+    plant(tmp_path / "src", {"a": "file", "d/x": "x", "d/e/y": "y"})
+    dest = plant(tmp_path / "dest", {"a/deep/b": "old", "a/c": "old", "d": "old"})
+    before = states(dest)
+    assert fastsync("sync", *deletes, "--ignore-existing", "src", "dest") == (0, "", "")
+    assert states(dest) == before
+
+
+def test_existing_replaces_what_is_of_another_kind(
+    fastsync: Fastsync, plant: Plant, picture: Callable[..., Picture], tmp_path: Path
+) -> None:
+    """As rsync does: a name that is there is existing, whatever it is the name of."""
+    plant(tmp_path / "src", {"a": "file", "d/x": "x", "new": ""})
+    dest = plant(tmp_path / "dest", {"a/deep/b": "old", "d": "old", "z": "old"})
+    assert fastsync("sync", "--delete", "--existing", "src", "dest") == (0, "", "")
+    assert {path.name for path in dest.rglob("*")} == {"a", "d"}
+    assert (dest / "a").read_text() == "file"
+    assert (dest / "d").is_dir()
 
 
 def test_what_is_excluded_stays(

@@ -23,13 +23,16 @@ if TYPE_CHECKING:
         ("new.tmp", "left out: excluded by --exclude '*.tmp'"),
         ("cache/x", "left out: excluded: cache/ is excluded by --exclude cache/"),
         ("dir", "nothing to do: it is there already"),
+        ("file", "would be copied: replaces a directory"),
+        ("tree", "would be made: replaces a file"),
         ("nowhere", "is not there: neither the source nor the destination has it"),
     ],
 )
 def test_why(fastsync: Fastsync, plant: Plant, tmp_path: Path, path: str, told: str) -> None:
     source = {"new": "n", "changed": "changed", "same": "s", "new.tmp": "", "cache/x": ""}
-    plant(tmp_path / "a", {**source, "dir/x": ""})
-    plant(tmp_path / "b", {"changed": "c", "same": "s", "old": "", "old.tmp": "", "dir/x": ""})
+    plant(tmp_path / "a", {**source, "dir/x": "", "file": "", "tree/x": ""})
+    other = {"old": "", "old.tmp": "", "file/x": "", "tree": ""}
+    plant(tmp_path / "b", {"changed": "c", "same": "s", "dir/x": "", **other})
     for name in ("a/same", "b/same"):
         os.utime(tmp_path / name, (1, 1))
     options = ("--delete", "--exclude", "*.tmp", "--exclude", "cache/", "--explain", path)

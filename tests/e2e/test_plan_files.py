@@ -66,6 +66,34 @@ def test_a_plan_that_is_run_is_a_sync(
     assert fastsync("plan", "-a", "--delete", "ours", target.name).stdout == ""
 
 
+def test_directories_stay_that_hold_what_is_excluded(
+    fastsync: Fastsync, plant: Plant, tmp_path: Path
+) -> None:
+    plant(tmp_path / "ours", {"a": "a"})
+    plant(tmp_path / "theirs", {"old/keep.tmp": "", "old/sub/goes": ""})
+    options = ("--delete", "--exclude", "*.tmp", "ours", "theirs")
+    assert "theirs/old (not in the source, unless something in it stays)" in (
+        fastsync("sync", "-n", *options).stdout
+    )
+    assert fastsync("plan", *options, "-o", "plan.jsonl").code == 0
+    assert fastsync("run", "plan.jsonl") == (0, "", "")
+    assert [path.name for path in sorted((tmp_path / "theirs/old").iterdir())] == ["keep.tmp"]
+
+
+def test_a_plan_that_went_through_a_program_with_floating_point_numbers(
+    fastsync: Fastsync, trees: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """As jq 1.6 has them: whole numbers above 2^53 come out as others (RFC 8259, 6)."""
+    _, theirs = trees
+    assert fastsync("plan", "-a", "--delete", "ours", "theirs", "-o", "plan.jsonl").code == 0
+    plan = tmp_path / "plan.jsonl"
+    texts = plan.read_text().splitlines()
+    lines = [json.loads(text, parse_int=lambda digits: int(float(digits))) for text in texts]
+    plan.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert fastsync("run", "-a", "plan.jsonl") == (0, "", "")
+    assert (theirs / "a").read_text() == "a"
+
+
 def test_what_is_out_of_date_is_left_out_and_the_rest_is_done(
     fastsync: Fastsync, trees: tuple[Path, Path], tmp_path: Path
 ) -> None:
