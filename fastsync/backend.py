@@ -509,6 +509,15 @@ class KeepsDirectories(Protocol):
 
 
 @runtime_checkable
+class FoldsNames(Protocol):
+    """A sink that may take two names for one."""
+
+    async def folds_names(self) -> bool:
+        """True when it is known, without writing anything, to ignore case."""
+        ...
+
+
+@runtime_checkable
 class KeepsLinks(Protocol):
     """A sink that stores symbolic links."""
 

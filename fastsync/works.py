@@ -16,6 +16,7 @@ from fastsync.backend import (
     CompletesEntries,
     Entry,
     Fault,
+    FoldsNames,
     KeepsDirectories,
     KeepsLinks,
     KeepsXattrs,
@@ -388,6 +389,11 @@ async def tree(
         for error in await sink.make_directories([root], write):
             if error is not None:
                 raise error
+    folds = offers(sink, FoldsNames) and await sink.folds_names()
+    if folds:
+        from fastsync.spelling import told_apart  # for disks that few have
+
+        ours = told_apart(ours, sink, chosen.keep)
     return Work(
         source,
         sink,

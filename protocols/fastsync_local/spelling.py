@@ -7,9 +7,13 @@ directory there: not even all directories of one disk need be alike (ext4's case
 
 from __future__ import annotations
 
+import itertools
 import os
 
 from fastsync.errors import NameRefused
+
+# So many names are looked at for one with letters.
+_ASKED = 64
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,3 +69,40 @@ def folds(directory: int, name: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def folds_below(path: str) -> bool:
+    """True when names in the directory at `path` are there in the other case, too; for one without names,
+    or that is still to be made, the one above answers. Writes nothing."""
+    while True:
+        try:
+            directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            directory = -1
+        except OSError:
+            return False
+        if directory >= 0:
+            try:
+                if (answer := _told_by_names(directory)) is not None:
+                    return answer
+            except OSError:
+                return False
+            finally:
+                os.close(directory)
+        above, _, name = path.rstrip("/").rpartition("/")
+        if not name:
+            return False
+        path = above or ("/" if path.startswith("/") else ".")
+
+
+def _told_by_names(directory: int) -> bool | None:
+    with os.scandir(directory) as entries:
+        for entry in itertools.islice(entries, _ASKED):
+            name = entry.name
+            swapped = name.swapcase()
+            if swapped == name:
+                continue
+            there = os.lstat(name, dir_fd=directory)
+            # Of two names of one file (hard links) both are listed.
+            return _same(directory, swapped, there) and swapped not in os.listdir(directory)
+    return None

@@ -65,6 +65,7 @@ from fastsync_local.files import (
 from fastsync_local.held import OPEN_DIRECTORY, HeldDirectories, Root, insist
 from fastsync_local.lanes import Lane, LaneFailed
 from fastsync_local.small import read_files, write_files
+from fastsync_local.spelling import folds_below
 from fastsync_local.temporary import GLANCE, Names, found_in, state_of, sweep
 from fastsync_local.walk import Walk
 
@@ -210,6 +211,10 @@ class LocalStore:
     async def stat(self, path: str, *, follow: bool = False) -> Entry:
         """See `Source.stat`."""
         return await self._crew.in_thread(lambda: self._stat(path, follow))
+
+    async def folds_names(self) -> bool:
+        """See `FoldsNames.folds_names`."""
+        return await self._crew.in_thread(lambda: folds_below(self.root.path))
 
     def _stat(self, path: str, follow: bool) -> Entry:
         target: str | None = None

@@ -52,6 +52,7 @@ from fastsync_sftp.pool import Pool
 from fastsync_sftp.scripts import Script, run
 from fastsync_sftp.session import Session
 from fastsync_sftp.small import must_be_version, read_file, write_file
+from fastsync_sftp.spelling import are_one, spellings
 from fastsync_sftp.temporary import KEPT, SOON, sweep, temporary_name
 from fastsync_sftp.upload import Left, SftpUpload, begin, go_on
 
@@ -100,6 +101,7 @@ class SftpStore:
         self._symlinks = SymlinkOrder()
         self._glances: dict[str, asyncio.Task[None]] = {}
         self._is_swept = False
+        self._folds: bool | None = None
 
     @property
     def location(self) -> Location:
@@ -141,7 +143,13 @@ class SftpStore:
 
         def look(_: Session) -> Script[Entry]:
             # The location itself may be a link to where everything is.
-            (reply,) = yield [packets.on_path(STAT if follow or not path else LSTAT, at)]
+            looks = [packets.on_path(STAT if follow or not path else LSTAT, at)]
+            if not path:  # in the same round trip
+                others = [other for pair in spellings(at) for other in pair]
+                looks += [packets.on_path(LSTAT, other) for other in others]
+            reply, *twins = yield looks
+            if not path and reply[0] == packets.ATTRS:
+                self._folds = are_one(twins)
             entry = entry_of(path, packets.must_be_attributes(reply), True)
             if entry.kind == "link":
                 (reply,) = yield [packets.on_path(READLINK, at)]
@@ -154,6 +162,13 @@ class SftpStore:
         except FastsyncError as error:
             error.at(self.where(path))
             raise
+
+    async def folds_names(self) -> bool:
+        """See `FoldsNames.folds_names`."""
+        if self._folds is None:
+            with contextlib.suppress(NotFound):
+                await self.stat("")
+        return bool(self._folds)
 
     async def _refuse_links(self, directories: Sequence[str]) -> dict[str, FastsyncError]:
         """The directories that may not be read through."""

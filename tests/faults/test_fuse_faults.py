@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from faulty_disk import mounted
+from sshd import running_sshd
 
 if TYPE_CHECKING:
     from tests.conftest import Fastsync, Plant, Spec
@@ -107,15 +108,38 @@ def test_a_disk_that_takes_two_names_for_one(
     )
     disk = plant(tmp_path / "disk", {"keep": "keep"})
     with mounted(disk, tmp_path / "mnt", folds=True):
-        done = fastsync("sync", "--delete", "src", "mnt")
-    assert (done.code, done.stderr.count("error: ")) == (1, 2), done
-    assert "takes it for" in done.stderr
-    assert "not deleting: " in done.stderr
+        for more in (["--dry-run"], [], []):
+            done = fastsync("sync", "--delete", "src", "mnt", *more)
+            assert (done.code, done.stderr.count("error: ")) == (1, 2), done
+            assert "takes it for" in done.stderr
+            assert "not deleting: " in done.stderr
+            assert len(contents(disk)) == (1 if more else 4)
     there = contents(disk)
     assert there.pop("A") == b"first"
     assert there.pop("d/u\N{COMBINING DIAERESIS}") == b"1"
     assert there == {"keep": b"keep", "z": b"z"}
     assert debris(disk) == []
+
+
+def test_a_server_that_takes_two_names_for_one(
+    fastsync: Fastsync, plant: Plant, tmp_path: Path
+) -> None:
+    """SFTP says nothing of it, but that a directory is there in another spelling."""
+    plant(tmp_path / "src", {"A": "first", "a": "second", "Dir/x": "1", "dir/y": "2", "z": "z"})
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "sshd").mkdir()
+    folding = mounted(tmp_path / "disk", tmp_path / "mnt", folds=True)
+    with folding, running_sshd(tmp_path / "sshd") as sshd:
+        url = sshd.url(tmp_path / "mnt/Dest")
+        options = [f"--{key.replace('_', '-')}={value}" for key, value in sshd.place.items()]
+        for _ in range(2):
+            done = fastsync("sync", "--delete", *options, "src", url)
+            assert (done.code, done.stderr.count("error: ")) == (1, 2), done
+            assert contents(tmp_path / "disk") == {
+                "Dest/A": b"first",
+                "Dest/Dir/x": b"1",
+                "Dest/z": b"z",
+            }
 
 
 @pytest.mark.parametrize("limit", ["-n 24", "-v 400000"])
