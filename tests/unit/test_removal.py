@@ -265,7 +265,7 @@ def test_what_is_the_same_by_checksum_is_moved_without_a_copy() -> None:
 def test_a_failed_copy_keeps_its_source(scheme: str) -> None:
     box = filled(scheme)
     for method in ("write", "write_whole"):
-        box_of("bucket", "to").faults.then(method, IntegrityError("wrong"), path="a")
+        box_of("bucket", "to").faults.always(method, IntegrityError("wrong"), path="a")
     summary = fastsync.mv(f"{scheme}://b/t", "bucket://to/")
     assert summary.exit_code == 4
     assert sorted(box.files()) == ["other", "t/a"]
