@@ -2,16 +2,17 @@
 
 Ranges that pass through this process's memory leave a digest here on their way. Those that did not (moved
 by the kernel, or by an earlier process) are read once more from the source, which is pinned to its version.
+Of an upload that is gone on with, the ends of what is there are compared in any case.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from fastsync.backend import Buffer, closing
-from fastsync.errors import IntegrityError
+from fastsync.errors import Changed, IntegrityError
 
 if TYPE_CHECKING:
     from hashlib import blake2b
@@ -20,6 +21,8 @@ Read: TypeAlias = Callable[[int, int], AsyncIterator[Buffer]]
 
 # Less than this is digested where it is: handing it to a thread takes as long.
 _AT_ONCE: Final = 64 << 10
+# What is read back at either end of a range that was written long ago.
+_END: Final = 64 << 10
 
 
 class RangeDigest:
@@ -63,6 +66,18 @@ class Seen:
             position = stop
         if position < size:
             await _compare(position, size, await _digest(source, position, size), written, where)
+
+
+async def compare_ends(
+    ranges: Iterable[tuple[int, int]], source: Read, written: Read, where: str
+) -> None:
+    """Read back both ends of ranges that an earlier process has written. Raises Changed where they are not
+    what the source has, and what the reads raise."""
+    for start, stop in ranges:
+        middle = min(start + _END, stop)
+        for low, high in {(start, middle), (max(middle, stop - _END), stop)}:
+            if await _digest(source, low, high) != await _digest(written, low, high):
+                raise Changed("what an earlier run has written is not there any more", where=where)
 
 
 async def _digest(read: Read, start: int, stop: int) -> bytes:

@@ -57,7 +57,7 @@ from fastsync.errors import (
 )
 from fastsync.pace import Pace
 from fastsync.patience import persistently
-from fastsync.rereading import RangeDigest, Seen
+from fastsync.rereading import RangeDigest, Seen, compare_ends
 from fastsync.resuming import Trace, UploadLog, begin, gaps, version_of
 from fastsync.widening import Widening
 from fastsync.workers import run_all
@@ -194,6 +194,7 @@ async def transfer(
         seen = Seen() if options.reread else None
         move = _Move(source, sink, download, trace, upload, entry, lanes, progress, seen)
         move.sparse = options.sparse
+        await move.look_back()
         is_verified = sink.limits.checks_writes
         if in_one and entry.size is not None and offers(upload, LocalUpload):
             size = entry.size
@@ -465,6 +466,20 @@ class _Move:
             digest = RangeDigest()
             await digest.add(part)
             self.seen.note(start, start + len(part), digest)
+
+    async def look_back(self) -> None:
+        """Raises Changed where what an earlier process has written elsewhere is no longer there. What it
+        wrote to a disk here is compared by the download, after all else."""
+        done, upload, lanes = self.trace.done, self.upload, self.lanes
+        if not done or not offers(upload, ReadsBack) or offers(upload, LocalUpload):
+            return
+        where = self.entry.path
+
+        async def compare() -> None:
+            async with lanes.streams.spend(1), lanes.memory.spend(READ_BUFFER):
+                await compare_ends(done, self._read, upload.read_back, where)
+
+        await persistently(compare, lanes.may_retry)
 
     async def reread(self, size: int) -> bool:
         """Compare what is written with what was read; False where the store shows nothing before the file

@@ -258,6 +258,19 @@ def test_another_version_is_not_gone_on_with(
     assert target.read_bytes() == source.read_bytes()
 
 
+def test_what_is_no_longer_there_is_not_gone_on_with(
+    fastsync: Fastsync, cut_off: Callable[[Path, Path, int], tuple[str, ...]], tmp_path: Path
+) -> None:
+    """As after a crash of the server, that has the length and not the bytes."""
+    source, target = tmp_path / "large", tmp_path / "there/large"
+    arguments = cut_off(source, target, signal.SIGKILL)
+    (left,) = target.parent.iterdir()
+    left.write_bytes(bytes(left.stat().st_size))
+    assert fastsync(*arguments) == (0, "", "")
+    assert target.read_bytes() == source.read_bytes()
+    assert [target] == list(target.parent.iterdir())
+
+
 def test_what_an_upload_left_is_dropped(
     fastsync: Fastsync, cut_off: Callable[[Path, Path, int], tuple[str, ...]], tmp_path: Path
 ) -> None:
