@@ -97,7 +97,11 @@ def _resolve(session: Session, path: str) -> Script[tuple[bytes, bytes]]:
         else:
             raise UsageError("the server does not tell where a user's home is")
         (reply,) = yield [request]
-        home = packets.must_be_name(reply)
+        try:
+            home = packets.must_be_name(reply)
+        except NotFound as error:
+            name = os.fsdecode(user)
+            raise UsageError(f"the server knows no home of {name[1:] or 'ours'}") from error
     elif not raw.startswith(b"/"):
         (reply,) = yield [packets.on_path(REALPATH, b".")]
         home, rest = packets.must_be_name(reply), raw

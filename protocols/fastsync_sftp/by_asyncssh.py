@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 import math
 import os
+import select
 import socket
 import struct
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -37,6 +38,8 @@ _WINDOW: Final = 64 << 20
 # OpenSSH sends up to 32 KiB in a packet whatever we allow; others may send more.
 _PACKET: Final = 128 << 10
 _KEEPALIVE_S: Final = 15.0
+# How soon a question is taken back, when somebody else ends the run.
+_GLANCE_S: Final = 0.1
 # Where struct tcp_info of Linux (include/uapi/linux/tcp.h) has tcpi_min_rtt, in microseconds.
 _MIN_RTT_AT: Final = 148
 # AES-GCM first: with AES in the processor several times as fast as what asyncssh puts first. The rest
@@ -80,7 +83,7 @@ class Prompts:
         """The answer, None if nobody can be asked."""
         async with self._turn:
             if question not in self._known:
-                self._known[question] = await asyncio.to_thread(_ask, question)
+                self._known[question] = await _ask(question)
             answer = self._known[question]
             self.is_dead_end = self.is_dead_end or answer is None
             return answer
@@ -94,15 +97,49 @@ class Prompts:
         return await self.ask(f"Passphrase for {os.fsdecode(str(file))}: ")
 
 
-def _ask(question: str) -> str | None:
+async def _ask(question: str) -> str | None:
+    stop = threading.Event()
+    asking = asyncio.ensure_future(asyncio.to_thread(_read_hidden, question, stop))
     try:
-        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
-    except OSError:
-        return None  # nobody there; getpass would read standard input, and show what is typed
+        return await asyncio.shield(asking)
+    except asyncio.CancelledError:
+        stop.set()
+        await asyncio.wait([asking])
+        raise
+
+
+def _read_hidden(question: str, stop: threading.Event) -> str | None:
+    """A line from the terminal, which shows again what is typed when this returns; None where there is no
+    terminal. getpass would wait on after an interrupt, and where there is no terminal read standard input."""
     try:
-        return getpass.getpass(question)
-    except (EOFError, OSError):
+        import termios
+
+        fd = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY)
+    except (ImportError, OSError):
         return None
+    try:
+        usual = termios.tcgetattr(fd)
+        hidden = [*usual[:3], usual[3] & ~termios.ECHO, *usual[4:]]
+        line = b""
+        try:
+            termios.tcsetattr(fd, termios.TCSAFLUSH, hidden)
+            os.write(fd, question.encode("utf-8", "replace"))
+            while not line.endswith(b"\n"):
+                if stop.is_set():
+                    return None
+                if select.select([fd], [], [], _GLANCE_S)[0]:
+                    data = os.read(fd, 4096)
+                    if not data:
+                        return None
+                    line += data
+        finally:
+            termios.tcsetattr(fd, termios.TCSAFLUSH, usual)
+            os.write(fd, b"\n")
+        return os.fsdecode(line.rstrip(b"\r\n"))
+    except (termios.error, OSError):
+        return None
+    finally:
+        os.close(fd)
 
 
 class _Shell:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from fastsync.backend import Entry, WriteOptions
-from fastsync.errors import Conflict, DestinationFull, FastsyncError, NameRefused
+from fastsync.errors import Conflict, DestinationFull, FastsyncError, NameRefused, Unsupported
 from fastsync_sftp import packets
 from fastsync_sftp.packets import (
     FSETSTAT,
@@ -25,6 +25,8 @@ _FSYNC = b"fsync@openssh.com"
 _STATVFS = b"statvfs@openssh.com"
 # What servers say that do not know SETSTAT, or are told not to do it (sftp-server -P).
 _NEVER: Final = (packets.UNSUPPORTED, packets.PERMISSION_DENIED)
+# ESPIPE, as rclone says it where it has no cache, and whoever else stands before a stream.
+_SEEK: Final = "illegal seek"
 # The most bytes in a name on nearly all file systems.
 _USUAL_NAME = 255
 
@@ -135,6 +137,11 @@ def explain(session: Session, error: FastsyncError, path: bytes) -> Script[Fasts
         return error
     if len(path.rpartition(b"/")[2]) > _USUAL_NAME:
         return NameRefused(f"the server does not take it: {error.message}", hint="a shorter name")
+    if _SEEK in error.message:
+        return Unsupported(
+            "the server takes a file only from its beginning to its end",
+            hint="an rclone there needs --vfs-cache-mode writes",
+        )
     if not session.has(_STATVFS):
         return error
     directory = path.rpartition(b"/")[0] or b"/"

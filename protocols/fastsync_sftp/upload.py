@@ -299,8 +299,10 @@ def go_on(session: Session, upload: SftpUpload, end: int) -> Script[bool]:
     ]
     try:
         handle = packets.must_be_handle(reply)
-    except NotFound:
-        return False
+    except FastsyncError as error:
+        if error.transient:
+            raise
+        return False  # it is not there, or not to be gone on with
     try:
         now = packets.must_be_attributes(look)
         is_ours = now.kind == "file" and not (now.mode or 0) & 0o022
