@@ -298,6 +298,24 @@ async def test_a_cut_on_the_way_in(
         assert proxy.troubled == 2 or at > 2000
 
 
+async def test_a_cut_at_the_first_question(
+    server: OurServer, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+
+    def realpath(_: asyncssh.SFTPServer, path: bytes) -> bytes:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            server.cut()
+        return path
+
+    monkeypatch.setattr(Fickle, "realpath", realpath)
+    async with connected(server, root) as store:
+        assert (await store.stat("")).kind == "dir"
+    assert asked > 1
+
+
 @pytest.mark.parametrize("at", [500, 2000])
 async def test_cuts_without_end(server: OurServer, root: Path, tmp_path: Path, at: int) -> None:
     """It is tried some times, and not for ever."""
@@ -326,6 +344,29 @@ async def test_short_answers_are_completed(server: OurServer, root: Path) -> Non
         (loaded,) = await store.read_whole([await store.stat("file")])
         assert isinstance(loaded, Loaded)
         assert loaded.data == content
+
+
+@pytest.mark.parametrize("length", [0, 40_000])
+async def test_answers_of_another_length(
+    server: OurServer, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    """More than was asked for, or nothing at all: not a byte of it is taken for the file's."""
+    (root / "file").write_bytes(noise(100_000))
+
+    async def answer(*_: object) -> bytes:
+        return bytes(length)
+
+    monkeypatch.setattr(Fickle, "read", answer)
+    async with connected(server, root) as store:
+        entry = await store.stat("file")
+        with (
+            (tmp_path / "target").open("w+b") as file,
+            pytest.raises(FastsyncError, match=f"sent {length} bytes|became shorter"),
+        ):
+            await store.read_into_file(entry, 0, 1000, file.fileno(), lambda _: None)
+        assert (tmp_path / "target").read_bytes() == b""
+        (loaded,) = await store.read_whole([entry])
+        assert isinstance(loaded, FastsyncError)
 
 
 async def test_a_file_larger_than_it_is(server: OurServer, root: Path, tmp_path: Path) -> None:
