@@ -94,7 +94,7 @@ class Page(NamedTuple):
 LinkPolicy: TypeAlias = Literal["keep", "follow", "skip"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ScanOptions:
     """How to list: `prune(path)` true means the directory at `path` is listed, but not entered.
 
@@ -119,7 +119,7 @@ class ScanOptions:
     sweep: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class WriteOptions:
     """What a write keeps of the source's entry, and how carefully it lands.
 
@@ -149,7 +149,7 @@ def _say_nothing(_text: str) -> None:
     """For a run that nobody watches."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class StoreOptions:
     """What a run grants a store: streams it may use at once, bytes per part and held in memory, patience.
 
@@ -183,7 +183,7 @@ class StoreOptions:
     send_rate: Callable[[], float | None] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Limits:
     """Facts about a store.
 

@@ -31,7 +31,7 @@ _COUNTS: Final = tuple(
 )
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Task:
     """A line of a batch: its number, from 1, its text, what was asked for in it, between which places (a
     removal has no `target`), and what runs it by itself. `between` has the directories of what may be one of

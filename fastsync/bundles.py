@@ -29,7 +29,7 @@ _MOST_LISTED: Final = 1000
 _MOST_FOR_EACH: Final = 4
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Bundle:
     """Two directories, and what goes from one to the other: the name there by the name here."""
 

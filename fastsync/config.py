@@ -75,7 +75,7 @@ _EXCLUSIVE: Final = (
 _ORDERED: Final = (("min_size", "max_size"), ("min_age", "max_age"))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Resolved:
     """What `resolve` found: the settings, and by name of the setting where its value comes from.
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import calendar
+import datetime
 import functools
 import re
 from typing import Final
 
 SECOND_NS: Final = 1_000_000_000
+_EPOCH: Final = datetime.date(1970, 1, 1).toordinal()
 _MONTHS: Final = {
     name: number
     for number, name in enumerate(
@@ -41,7 +42,8 @@ def utc_ns(year: int, month: int, day: int, hour: int, minute: int, second: int)
         return None
     if hour > 23 or minute > 59 or second > 60:
         return None
-    return calendar.timegm((year, month, day, hour, minute, second)) * SECOND_NS
+    days = datetime.date(year, month, 1).toordinal() - _EPOCH + day - 1
+    return (days * 86_400 + hour * 3600 + minute * 60 + second) * SECOND_NS
 
 
 def _old_time(text: str) -> int | None:

@@ -32,16 +32,15 @@ _TREE: Final = (
     "(?:.*)"  # rsync's ***; as _DEEP, but at the end of a pattern the directory itself too
 )
 
-_TOKEN = re.compile(
-    r"\\(?P<escaped>.)"
+_TOKEN: Final = (
+    r"(?s)\\(?P<escaped>.)"
     r"|(?P<stars>\*+)"
     r"|(?P<any>\?)"
     r"|\[(?P<negated>[!^]?+)(?P<members>\]?+(?:\\.|\[:\w*:\]|[^\]\\])*+)\]"
     r"|(?P<brace>[{},])"
-    r"|(?P<literal>[^\\\[\]])",
-    re.DOTALL,
+    r"|(?P<literal>[^\\\[\]])"
 )
-_MEMBER = re.compile(r"\[:(?P<named>\w*):\]|\\?(?P<low>.)(?:-\\?(?P<high>.))?", re.DOTALL)
+_MEMBER: Final = r"(?s)\[:(?P<named>\w*):\]|\\?(?P<low>.)(?:-\\?(?P<high>.))?"
 _NAMED_CLASSES = {
     "alnum": "0-9A-Za-z",
     "alpha": "A-Za-z",
@@ -486,8 +485,9 @@ def _expand(pattern: str) -> list[_Glob]:
     opened: list[tuple[int, list[_Glob], list[_Glob]]] = []
     globs: list[_Glob] = [()]
     at = 0
+    matcher = re.compile(_TOKEN)
     while at < len(pattern):
-        found = _TOKEN.match(pattern, at)
+        found = matcher.match(pattern, at)
         if found is None:
             problem = {"[": "an unclosed [", "]": "a ] without a [", "\\": "a \\ at its end"}
             raise _bad_pattern(pattern, problem[pattern[at]], at)
@@ -529,7 +529,7 @@ def _token(pattern: str, found: re.Match[str]) -> str:
     if found["members"] is None:
         return found["escaped"] or found["literal"] or ","
     members = []
-    for member in _MEMBER.finditer(found["members"]):
+    for member in re.finditer(_MEMBER, found["members"]):
         named, low, high = member.group("named", "low", "high")
         if named is not None:
             if named not in _NAMED_CLASSES:

@@ -71,7 +71,7 @@ _SAME: Final = {
 Job: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Batch:
     actions: list[Action] = field(default_factory=list)
     size: int = 0
@@ -82,7 +82,7 @@ class Batch:
         return actions
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Run:
     """One work in progress: what it leaves for the end, and what decides on its deletes."""
 

@@ -42,7 +42,7 @@ _SAME = ("unchanged", "same checksum", "same content", "same target")
 _AHEAD: Final = 65536
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class _Moved:
     """A work, and those of its sources that have a copy by now."""
 

@@ -45,12 +45,13 @@ def path_key(path: str) -> bytes:
 
 # Everything a terminal could act on: C0, DEL and C1 controls, line separators, bidirectional and
 # invisible formatting, and the lone surrogates that stand for bytes that are not UTF-8.
-_UNSAFE = re.compile(
+# Compiled when they are first needed.
+_UNSAFE = (
     "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff"
     "\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
 )
 # An escape, and ordinary text that reads like one.
-_ESCAPED = re.compile(_UNSAFE.pattern + r"|\\[\\nrtxuU]")
+_ESCAPED = _UNSAFE + r"|\\[\\nrtxuU]"
 _NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
@@ -60,9 +61,12 @@ def printable(text: str) -> str:
     A byte that is not UTF-8 shows as ``\\xNN``. Backslashes are doubled only in text that needed an
     escape or reads like one, so ordinary names print as they are and no two texts print alike.
     """
-    if _ESCAPED.search(text) is None:
+    # All that is unsafe is unprintable to Unicode, too.
+    if text.isprintable() and "\\" not in text:
         return text
-    return _UNSAFE.sub(_escape, text.replace("\\", "\\\\"))
+    if re.search(_ESCAPED, text) is None:
+        return text
+    return re.sub(_UNSAFE, _escape, text.replace("\\", "\\\\"))
 
 
 def _escape(match: re.Match[str]) -> str:

@@ -79,7 +79,7 @@ class _File(NamedTuple):
         return str(self.source.location.child(self.entry.path))
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class _Piece:
     """A range of an open file, or of `memory`, to be written, once it is `fetched`; `end` is called when it
     is."""

@@ -49,7 +49,7 @@ class Action(NamedTuple):
         return f"{self.step} {name} ({self.reason})"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class PlanPage:
     """The next actions, and what was counted on the way to them."""
 
@@ -69,7 +69,7 @@ class PlanPage:
     specials: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Rules:
     """How to compare and what to keep; all about the two stores that the planner needs to know.
 
@@ -697,7 +697,7 @@ class _Planner:
         self.page.finish.append(Action("attributes", entry.path, entry, old, reason))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class DeleteGate:
     """What the user allows: at most `files` or `percent` of the destination's files, None for no limit.
 

@@ -105,7 +105,7 @@ def _place(sink: Sink, entry: Entry) -> Location:
     return sink.location.child(entry.path)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class _Target:
     """What one of the places means: entries of a store, all in it, or what a wildcard means of it. `root`
     is the directory itself, an entry of the store `above`."""

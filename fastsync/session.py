@@ -115,7 +115,7 @@ def all_located(places: Place | Sequence[Place]) -> list[Location]:
     return [located(place) for place in places]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Shared:
     """What runs at the same time have together: protocols with their connections, budgets, and rates."""
 
@@ -130,7 +130,7 @@ class Shared:
             await backend.aclose()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Request:
     """What a run is asked for, besides its places: settings, filter rules, and who watches.
 

@@ -64,7 +64,7 @@ def _setting(
     return field(default=default, metadata={**more, "place": place, "side": side})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Settings:
     """The effective settings of a run. Sizes are bytes, times seconds; None means "not set"."""
 

@@ -74,7 +74,7 @@ def _never(_attempt: int) -> bool:
     return False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Lanes:
     """What one run shares among its transfers: streams in flight, bytes in memory, a part's size, how
     often a part may be tried again, where uploads are written down, who hears of bytes that are there from
@@ -240,7 +240,7 @@ class _Once:
             self._trace.reached(self._start, self._start + self._told)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class _Move:
     """The bytes of one file on their way."""
 

@@ -16,10 +16,11 @@ KIB: Final = 1 << 10
 MIB: Final = 1 << 20
 GIB: Final = 1 << 30
 
+# Compiled when they are first used: most runs need none of them.
 _NUMBER = r"([0-9]{1,19}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})"
-_SIZE = re.compile(_NUMBER + r"\s*(?:(B)|([KMGTP])(i?B)?)?", re.IGNORECASE)
-_DURATION = re.compile(_NUMBER + r"\s*(ms|[smhdw])?", re.IGNORECASE)
-_LIMIT = re.compile(_NUMBER + r"\s*(%?)")
+_SIZE: Final = r"(?i)" + _NUMBER + r"\s*(?:(B)|([KMGTP])(i?B)?)?"
+_DURATION: Final = r"(?i)" + _NUMBER + r"\s*(ms|[smhdw])?"
+_LIMIT: Final = _NUMBER + r"\s*(%?)"
 _SECONDS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _LARGEST: Final = (1 << 63) - 1  # what a file offset can be
 
@@ -29,7 +30,7 @@ def parse_size(text: str, bare: int = 1) -> int:
 
     Units are K, M, G, T and P, in either case. Raises UsageError.
     """
-    match = _SIZE.fullmatch(text.strip())
+    match = re.fullmatch(_SIZE, text.strip())
     if match is None:
         raise UsageError(
             f"'{text}' is not a size",
@@ -50,7 +51,7 @@ def parse_size(text: str, bare: int = 1) -> int:
 
 def parse_duration(text: str) -> float:
     """Seconds of ``90``, ``1.5m``, ``3h``, ``500ms``, ``2d``, ``1w``. Raises UsageError."""
-    match = _DURATION.fullmatch(text.strip())
+    match = re.fullmatch(_DURATION, text.strip())
     if match is None:
         raise UsageError(
             f"'{text}' is not a time",
@@ -72,7 +73,7 @@ class MaxDelete:
 
 def parse_max_delete(text: str) -> MaxDelete:
     """``100`` files, or ``50%`` of the destination's files in scope. Raises UsageError."""
-    match = _LIMIT.fullmatch(text.strip())
+    match = re.fullmatch(_LIMIT, text.strip())
     if match is not None and match[2] and float(match[1]) <= 100:
         return MaxDelete(percent=float(match[1]))
     if match is not None and not match[2] and match[1].isdecimal():
@@ -86,7 +87,7 @@ def parse_max_delete(text: str) -> MaxDelete:
 # Bytes per second up and down, None without a limit.
 Rates: TypeAlias = tuple[float | None, float | None]
 _DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-_CLOCK = re.compile(r"(?:([A-Za-z]{3})[A-Za-z]*-)?([01]?[0-9]|2[0-3]):([0-5][0-9])")
+_CLOCK: Final = r"(?:([A-Za-z]{3})[A-Za-z]*-)?([01]?[0-9]|2[0-3]):([0-5][0-9])"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,7 @@ def parse_bwlimit(text: str) -> Timetable:
     steps: dict[int, Rates] = {}
     for entry in entries:
         clock, comma, rate = entry.partition(",")
-        found = _CLOCK.fullmatch(clock)
+        found = re.fullmatch(_CLOCK, clock)
         day = (found[1] or "").lower() if found else ""
         if found is None or not comma or (day and day not in _DAYS):
             raise UsageError(

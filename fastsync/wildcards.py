@@ -19,10 +19,10 @@ from fastsync.location import LOCAL_SCHEME, Location
 
 _WILD = re.compile(r"\\.|[*?\[]", re.DOTALL)
 # What is below a path that matches matches, too.
-_OPEN_END = re.compile(r"(?:\\.|[^\\])*?\*\*", re.DOTALL)
+_OPEN_END = r"(?s)(?:\\.|[^\\])*?\*\*"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Wildcard:
     """A place with wildcards: the directory `base` without any, and the `pattern` of paths below it, which
     all begin with `prefix`."""
@@ -51,7 +51,7 @@ class Wildcard:
         entry, or with `needs_recursion` a fault. Where all that is in it matches by itself (``**`` at the
         end) it is entered, too, and with `needs_recursion` no entry.
         """
-        enters = options.recursive or _OPEN_END.fullmatch(self.pattern) is not None
+        enters = options.recursive or re.fullmatch(_OPEN_END, self.pattern) is not None
         inside: dict[str, bool] = {"": False}  # directories, by whether all in them is meant
 
         def is_inside(directory: str) -> bool:

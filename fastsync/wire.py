@@ -100,7 +100,7 @@ class Origin(NamedTuple):
         return f"{self.scheme}://{self.authority}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class WireOptions:
     """How to reach a server, and how patiently. Times in seconds, sizes in bytes.
 

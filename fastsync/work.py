@@ -37,7 +37,7 @@ class Record(Protocol):
     ) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Budgets:
     """What a run may use: streams in flight, files at once, bytes per part and in memory, retries; files
     up to `small` bytes travel whole, and all of them at the `pace`. Streams and memory may be `shared` with
@@ -53,7 +53,7 @@ class Budgets:
     shared: tuple[Budget, Budget] | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Work:
     """One plan to carry out, between two open stores.
 

@@ -510,7 +510,7 @@ async def _one_page(entries: list[Entry]) -> AsyncGenerator[Page, None]:
         yield Page(entries)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Part:
     """A directory, what a wildcard means of it, or files of it with what stands in their places, on the
     way to a sink. `root` is what stands at a directory's place."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -40,6 +39,8 @@ class Logged:
 
     def note(self, text: str) -> None:
         text = redacted(text)
+        import json
+
         note = json.dumps({"note": text}) if self._as_json else printable(text)
         self._logger.warning("%s", note)
         self._console.note(text)

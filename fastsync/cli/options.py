@@ -118,6 +118,15 @@ class GroupedCommand(click.Command):
                 with formatter.section(title):
                     formatter.write_dl(records)
 
+    def make_parser(self, ctx: click.Context) -> Any:
+        """A parser that finds `-q` where it looks first: else it makes an error of each such option, and
+        imports a module for what might have been meant (4 ms)."""
+        parser = super().make_parser(ctx)
+        long, short = (getattr(parser, name, None) for name in ("_long_opt", "_short_opt"))
+        if isinstance(long, dict) and isinstance(short, dict):
+            long |= short
+        return parser
+
 
 class RuledCommand(GroupedCommand):
     """A command that remembers the order of its rules: the first match wins."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import binascii
-import hashlib
 import re
 from typing import Final, NamedTuple, Protocol
 
@@ -21,8 +19,17 @@ _MEMBER: Final = re.compile(r"\s*([A-Za-z0-9-]{1,20})=:?([A-Za-z0-9+/=]{1,200}):
 
 
 class Hasher(Protocol):
+    @property
+    def digest_size(self) -> int: ...
     def update(self, data: memoryview, /) -> None: ...
     def hexdigest(self) -> str: ...
+
+
+def _new(algorithm: str) -> Hasher:
+    """Raises ValueError."""
+    import hashlib  # with OpenSSL it takes 2 ms, and most files come without a digest
+
+    return hashlib.new(algorithm, usedforsecurity=False)
 
 
 class Expected(NamedTuple):
@@ -33,7 +40,7 @@ class Expected(NamedTuple):
     source: str
 
     def hasher(self) -> Hasher:
-        return hashlib.new(self.algorithm, usedforsecurity=False)
+        return _new(self.algorithm)
 
     def check(self, found: str, where: str) -> None:
         """Raises IntegrityError."""
@@ -74,10 +81,10 @@ def announced(headers: _HeaderLines, *, is_whole: bool) -> Expected | None:
 def _hex(text: str, algorithm: str) -> str | None:
     """A base64 digest as hex, None for what is none of that length."""
     try:
-        raw = base64.b64decode(text, validate=True)
+        raw = binascii.a2b_base64(text, strict_mode=True)
     except (binascii.Error, ValueError):
         return None
-    size = hashlib.new(algorithm, usedforsecurity=False).digest_size
+    size = _new(algorithm).digest_size
     return raw.hex() if len(raw) == size else None
 
 
@@ -87,7 +94,7 @@ def wanted(text: str) -> Expected:
     algorithm = name.strip().lower().replace("sha-", "sha")
     value = value.strip().lower()
     try:
-        size = hashlib.new(algorithm, usedforsecurity=False).digest_size
+        size = _new(algorithm).digest_size
     except ValueError as error:
         raise UsageError(
             f"--checksum-of: {name!r} is no digest that is known here",

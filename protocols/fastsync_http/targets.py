@@ -19,8 +19,8 @@ _MAX_ADDRESS: Final = 16 << 10
 _PATH: Final = "/%!$&'()*+,;=:@~-._"
 _QUERY: Final = _PATH + "?"
 _STRAY: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_NO_HOST: Final = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?//(?:[/?#]|$)", re.IGNORECASE)
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+_NO_HOST: Final = r"(?i)(?:[a-z][a-z0-9+.-]*:)?//(?:[/?#]|$)"
+_CONTROL: Final = r"[\x00-\x1f\x7f]"
 
 
 class Target(NamedTuple):
@@ -96,11 +96,11 @@ def target_of(location: Location) -> Target:
 def redirected(target: Target, told: str | None) -> Target:
     """Where a redirect from `target` leads. Raises PermissionRefused for where none may lead."""
     where = str(target)
-    if not told or len(told) > _MAX_ADDRESS or _CONTROL.search(told):
+    if not told or len(told) > _MAX_ADDRESS or re.search(_CONTROL, told):
         raise PermissionRefused("the server redirects to no address", where=where)
     # Header bytes beyond ASCII arrive as Latin-1; what they are meant as is UTF-8.
     text = told.encode("latin-1", "replace").decode("utf-8", "surrogateescape")
-    if _NO_HOST.match(text):  # urljoin() would take it for a path here
+    if re.match(_NO_HOST, text):  # urljoin() would take it for a path here
         raise PermissionRefused("the server redirects to no address", where=where)
     try:
         parts = urlsplit(urljoin(target.url, text))
