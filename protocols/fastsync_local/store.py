@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import functools
@@ -64,7 +65,7 @@ from fastsync_local.files import (
 )
 from fastsync_local.held import OPEN_DIRECTORY, HeldDirectories, Root, insist
 from fastsync_local.lanes import Lane, LaneFailed
-from fastsync_local.small import read_files, write_files
+from fastsync_local.small import PageCache, read_files, write_files
 from fastsync_local.spelling import folds_below
 from fastsync_local.temporary import GLANCE, Names, found_in, state_of, sweep
 from fastsync_local.walk import Walk
@@ -99,6 +100,7 @@ class LocalStore:
         self._follow = follow
         self._is_swept = False  # by a listing
         self._glanced: set[tuple[int, int]] = set()
+        self._page_cache = PageCache()
 
     @property
     def location(self) -> Location:
@@ -437,13 +439,22 @@ class LocalStore:
         self, jobs: Sequence[WholeJob], options: WriteOptions
     ) -> list[FastsyncError | None]:
         """See `WritesWhole.write_whole`."""
-        stop = threading.Event()
+        cache, stop = self._page_cache, threading.Event()
+        answers: list[FastsyncError | None] = []
+        if cache.is_quick and not options.durable:
+            with self._held_target("", durable=False) as held:
+                while cache.is_quick and len(answers) < len(jobs):
+                    answers += cache.write(held, jobs[len(answers) :], options, self.where)
+                    await asyncio.sleep(0)  # what has come meanwhile is taken in between
+        left = jobs[len(answers) :]
+        if not left:
+            return answers
 
         def work() -> list[FastsyncError | None]:
             with self._held_target("", durable=options.durable) as held:
-                return write_files(held, jobs, options, self.where, stop.is_set)
+                return write_files(held, left, options, self.where, stop.is_set)
 
-        return await self._crew.in_thread(work, stop.set)
+        return answers + await self._crew.in_thread(work, stop.set)
 
     def _glance(self, directory: int) -> None:
         """Remove what killed processes left in a directory that no listing has swept, once."""
