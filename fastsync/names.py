@@ -19,10 +19,11 @@ def safe_parts(relative: str) -> tuple[str, ...]:
     ``..x`` and ``a..b`` are ordinary names. The result, joined below a root without following links,
     cannot leave that root.
     """
-    try:
-        os.fsencode(relative)
-    except UnicodeEncodeError as error:  # half a surrogate pair, which stands for no byte
-        raise NameRefused("the name cannot be written as bytes", where=relative) from error
+    if not relative.isascii():
+        try:
+            os.fsencode(relative)
+        except UnicodeEncodeError as error:  # half a surrogate pair, which stands for no byte
+            raise NameRefused("the name cannot be written as bytes", where=relative) from error
     parts = tuple(relative.split("/"))
     for part in parts:
         if part in ("", ".", "..") or "\0" in part:

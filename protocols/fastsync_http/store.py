@@ -370,23 +370,23 @@ class HttpStore:
         return loaded
 
     def _loaded(self, entry: Entry, reply: Reply) -> Loaded | FastsyncError:
-        where = self.where(entry.path)
         try:
             if reply.status != 200:
-                raise error_of(reply.status, reply.headers, where)
+                raise error_of(reply.status, reply.headers, "")
             what = describe(200, reply.headers)
-            require_same(entry, what, where)
+            require_same(entry, what, "")
             if len(reply.body) != entry.size:
                 raise Changed(f"{len(reply.body)} bytes came, {entry.size} were listed")
             expected = self.checksum or what.expected
             if expected is not None:
                 hasher = expected.hasher()
                 hasher.update(memoryview(reply.body))
-                expected.check(hasher.hexdigest(), where)
+                expected.check(hasher.hexdigest(), "")
         except NotFound:
+            where = self.where(entry.path)  # which takes longer than all the rest
             return Vanished("it is gone since it was listed", where=where)
         except FastsyncError as error:
-            return error.at(where)
+            return _told_of(error, self.where(entry.path))
         entry = entry._replace(mtime_ns=what.mtime_ns, version=what.etag)
         return Loaded(entry, reply.body, expected is not None)
 

@@ -47,7 +47,8 @@ class Target(NamedTuple):
 
     def below(self, path: str) -> Target:
         """The address of `path`, as listings give it, below this directory."""
-        return self._replace(path=self.as_directory().path + quote_name(path), query="")
+        above = self.path if self.path.endswith("/") else self.path + "/"
+        return Target(self.origin, above + quote_name(path), "", self.own)
 
     def as_directory(self) -> Target:
         """The same with a slash at its end, and no query."""
@@ -62,7 +63,7 @@ def quote_name(path: str) -> str:
 
 def unquote_name(text: str) -> str:
     """The name that a percent-encoded one stands for; bytes that are not UTF-8 are surrogate escapes."""
-    return os.fsdecode(unquote_to_bytes(os.fsencode(text)))
+    return os.fsdecode(unquote_to_bytes(os.fsencode(text))) if "%" in text else text
 
 
 def _quote_again(text: str, safe: str) -> str:
