@@ -16,8 +16,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Final, TypeAlias, TypeVar
 
 from fastsync.backend import (
     CreatesPlaces,
@@ -94,6 +94,8 @@ __all__ = [
     "stat",
     "sync",
 ]
+
+T = TypeVar("T")
 
 # How long a signed link works, in seconds, unless somebody says otherwise.
 PRESIGN_S: Final = 3 * 3600.0
@@ -364,6 +366,19 @@ async def run_file(
 # -- as functions ------------------------------------------------------------------------------------
 
 
+def _alone(work: Coroutine[Any, Any, T]) -> T:
+    """Run it in a loop of its own. Raises UsageError where the thread has one already (Jupyter has)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    name = getattr(work, "__name__", "async_...")
+    work.close()
+    raise UsageError(
+        "an event loop is running in this thread", hint=f"await fastsync.{name}() there"
+    )
+
+
 def cp(
     sources: Place | Sequence[Place],
     destination: Place,
@@ -381,7 +396,7 @@ def cp(
     listing cannot be trusted.
     """
     about: dict[str, Any] = {"rules": rules, "observer": observer, "on_event": on_event}
-    return asyncio.run(async_cp(sources, destination, **about, **options))
+    return _alone(async_cp(sources, destination, **about, **options))
 
 
 def sync(
@@ -400,7 +415,7 @@ def sync(
     listing cannot be trusted.
     """
     about: dict[str, Any] = {"rules": rules, "observer": observer, "on_event": on_event}
-    return asyncio.run(async_sync(source, destination, **about, **options))
+    return _alone(async_sync(source, destination, **about, **options))
 
 
 def make_plan(
@@ -416,7 +431,7 @@ def make_plan(
     """Write what `sync` would do to the file `output`, for `run`; docs/PLANS.md describes the lines.
     Nothing else is changed. Arguments and errors as for `sync`."""
     about: dict[str, Any] = {"rules": rules, "observer": observer, "on_event": on_event}
-    return asyncio.run(async_make_plan(source, destination, output, **about, **options))
+    return _alone(async_make_plan(source, destination, output, **about, **options))
 
 
 def run(
@@ -433,7 +448,7 @@ def run(
     Raises UsageError before anything is touched.
     """
     about: dict[str, Any] = {"observer": observer, "on_event": on_event}
-    return asyncio.run(async_run(file, shard=shard, **about, **options))
+    return _alone(async_run(file, shard=shard, **about, **options))
 
 
 def mv(
@@ -448,7 +463,7 @@ def mv(
     """Move files and directories: a source goes when its copy is verified and committed, and stays if it
     changed meanwhile. Arguments and errors as for `cp`."""
     about: dict[str, Any] = {"rules": rules, "observer": observer, "on_event": on_event}
-    return asyncio.run(async_mv(sources, destination, **about, **options))
+    return _alone(async_mv(sources, destination, **about, **options))
 
 
 def rm(
@@ -464,7 +479,7 @@ def rm(
     Raises UsageError before anything is touched.
     """
     about: dict[str, Any] = {"rules": rules, "observer": observer, "on_event": on_event}
-    return asyncio.run(async_rm(places, **about, **options))
+    return _alone(async_rm(places, **about, **options))
 
 
 def check(
@@ -482,7 +497,7 @@ def check(
     Raises UsageError, ListingError when the source does not exist or a listing cannot be trusted.
     """
     about: dict[str, Any] = {"rules": rules, "on_finding": on_finding, "download": download}
-    return asyncio.run(async_check(source, destination, **about, **options))
+    return _alone(async_check(source, destination, **about, **options))
 
 
 def ls(place: Place, *, rules: Sequence[Rule] = (), **options: Any) -> list[Entry]:
@@ -490,7 +505,7 @@ def ls(place: Place, *, rules: Sequence[Rule] = (), **options: Any) -> list[Entr
 
     Raises ListingError when `place` does not exist, and the first fault of an incomplete listing.
     """
-    return asyncio.run(async_ls(place, rules=rules, **options))
+    return _alone(async_ls(place, rules=rules, **options))
 
 
 def du(place: Place, *, rules: Sequence[Rule] = (), **options: Any) -> Usage:
@@ -498,18 +513,18 @@ def du(place: Place, *, rules: Sequence[Rule] = (), **options: Any) -> Usage:
 
     Raises ListingError when `place` does not exist, and the first fault of an incomplete listing.
     """
-    return asyncio.run(async_du(place, rules=rules, **options))
+    return _alone(async_du(place, rules=rules, **options))
 
 
 def stat(place: Place, **options: Any) -> Entry:
     """The entry of `place` itself; a link is not followed. Raises ListingError for nothing."""
-    return asyncio.run(async_stat(place, **options))
+    return _alone(async_stat(place, **options))
 
 
 def mkdir(places: Place | Sequence[Place], **options: Any) -> None:
     """Make directories, with those above them, or what else a place needs (a bucket). One that is there
     is fine. Raises Conflict where something else stands, UsageError where there are no directories."""
-    asyncio.run(async_mkdir(places, **options))
+    _alone(async_mkdir(places, **options))
 
 
 def cat(
@@ -527,7 +542,7 @@ def cat(
     Raises what is wrong with the first file that cannot be read; bytes before it may be written.
     """
     part: dict[str, Any] = {"offset": offset, "count": count, "observer": observer}
-    return asyncio.run(async_cat(places, output, **part, **options))
+    return _alone(async_cat(places, output, **part, **options))
 
 
 def pipe(
@@ -535,7 +550,7 @@ def pipe(
 ) -> Summary:
     """Write what the file descriptor `source` gives, to its end, to the file `place`: whole or not at
     all. Raises UsageError for a directory."""
-    return asyncio.run(async_pipe(place, source=source, observer=observer, **options))
+    return _alone(async_pipe(place, source=source, observer=observer, **options))
 
 
 def presign(
@@ -544,4 +559,4 @@ def presign(
     """A URL that lets anybody do `method` on the file at `place`, for `expires_in` seconds. It is a
     secret. Raises UsageError where there is no such thing."""
     link = async_presign(place, expires_in=expires_in, method=method, **options)
-    return asyncio.run(link)
+    return _alone(link)

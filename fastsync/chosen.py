@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final
@@ -46,7 +47,7 @@ def rules_from(name: str, read: Callable[[str], Rule] = parse_rule) -> list[Rule
     rules = []
     for number, line in lines_of(name):
         try:
-            rules.append(read(line))
+            rules.append(dataclasses.replace(read(line), origin=f"{name}:{number}"))
         except UsageError as error:
             raise error.at(f"{name}:{number}") from None
     return rules

@@ -64,16 +64,20 @@ _MATCHERS_REMEMBERED: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One line of the ordered list. Raises UsageError for a pattern that is malformed or futile."""
+    """One line of the ordered list, and the file and line it is from, if any. Raises UsageError for a
+    pattern that is malformed or futile."""
 
     include: bool
     pattern: str
+    origin: str = field(default="", compare=False, kw_only=True)
     _globs: tuple[_Glob, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_globs", tuple(_expand(self.pattern)))
 
     def __str__(self) -> str:
+        if self.origin:
+            return f"'{'+' if self.include else '-'} {self.pattern}' ({self.origin})"
         return f"--{'include' if self.include else 'exclude'} {shlex.quote(self.pattern)}"
 
 

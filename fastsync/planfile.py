@@ -23,7 +23,16 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, Final, NamedTuple
 
-from fastsync.backend import Entry, Kind, Owner, Source, TellsFileIds, closing, offers
+from fastsync.backend import (
+    CompletesEntries,
+    Entry,
+    Kind,
+    Owner,
+    Source,
+    TellsFileIds,
+    closing,
+    offers,
+)
 from fastsync.copying import run_sync
 from fastsync.errors import (
     UsageError,
@@ -194,7 +203,8 @@ async def _with_identities(work: Work, pages: AsyncIterator[PlanPage]) -> AsyncI
     async with closing(pages) as planned:
         async for page in planned:
             for actions in (page.now, page.later):
-                entries = await _versioned(source, [each.entry for each in actions])
+                entries = await _complete(source, [each.entry for each in actions])
+                entries = await _versioned(source, entries)
                 places = [
                     each.old and each.old._replace(path=work.target(each.path)) for each in actions
                 ]
@@ -208,6 +218,21 @@ async def _with_identities(work: Work, pages: AsyncIterator[PlanPage]) -> AsyncI
                 ]
             page.deletes = await _versioned(sink, page.deletes)
             yield page
+
+
+async def _complete(store: Source, entries: list[Entry]) -> list[Entry]:
+    """The same, with what tells versions of a file apart where the listing had nothing of the kind."""
+    bare = [
+        entry
+        for entry in entries
+        if entry.kind == "file" and entry.version is None and entry.mtime_ns is None
+    ]
+    if not bare or not offers(store, CompletesEntries):
+        return entries
+    # One that failed is told of when its line is run.
+    answers = await store.complete(bare)
+    known = {answer.path: answer for answer in answers if isinstance(answer, Entry)}
+    return [known.get(entry.path, entry) for entry in entries]
 
 
 async def _versioned(store: Source, entries: list[Entry]) -> list[Entry]:

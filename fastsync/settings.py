@@ -154,7 +154,7 @@ class Settings:
     interactive: bool = _setting(False, SWITCH, "tell what would be done, and ask before doing it")
     ignore_missing_args: bool = _setting(False, SWITCH, "skip sources that do not exist")
 
-    recursive: bool = _setting(False, SWITCH, "cp, ls: directories too", group="Metadata")
+    recursive: bool = _setting(False, SWITCH, "directories too, with all in them", group="Metadata")
     archive: bool = _setting(
         False, SWITCH, "recursive, links as links, directory times, owner and group where allowed"
     )

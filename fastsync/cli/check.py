@@ -143,7 +143,9 @@ class _Teller:
         from fastsync.redaction import redacted
 
         if self._report is not None:
-            os.write(self._report, os.fsencode(f"{finding.mark} {finding.path}\n"))
+            # Escaped: else a name with a newline in it could say that all is well with another.
+            line = f"{finding.mark} {printable(finding.path)}\n"
+            os.write(self._report, line.encode(errors="backslashreplace"))
         if self._json:
             sys.stdout.write(
                 json_line(

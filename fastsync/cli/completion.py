@@ -9,25 +9,37 @@ from click.shell_completion import ShellComplete, get_completion_class
 
 from fastsync.cli.main import COMPLETE_VARIABLE, PROGRAM
 
-# Not click's own: bash takes "s3://bucket" for three words, and wants back what comes after the colon.
+# Not click's own: bash takes "s3://bucket/day=1" for five words, and wants back what comes after the last
+# colon or the like; and what it gets is what is typed, so names are quoted as on the line.
 _BASH: Final = r"""
 _fastsync_completion() {
-    local line=${COMP_LINE:0:COMP_POINT} IFS=$' \t\n' words word cut kind value
-    read -ra words <<<"$line"
-    local number=$((${#words[@]} - 1))
-    word=${words[number]}
-    if [[ $line == *[[:space:]] ]]; then
-        number=$((number + 1)) word=
-    fi
-    if [[ $COMP_WORDBREAKS == *:* && $word == *:* ]]; then
-        cut=${word%"${word##*:}"}
-    fi
+    local line=${COMP_LINE:0:COMP_POINT} number=0 word='' quote='' cut='' at char kind value
+    for ((at = 0; at < ${#line}; at++)); do
+        char=${line:at:1}
+        if [[ $quote ]]; then
+            [[ $char == "$quote" ]] && quote=''
+        elif [[ $char == [\"\'] ]]; then
+            quote=$char
+        elif [[ $char == [[:space:]] ]]; then
+            [[ $word ]] && number=$((number + 1))
+            word='' cut=''
+            continue
+        elif [[ $char == \\ ]]; then
+            word+=$char at=$((at + 1)) char=${line:at:1}
+        elif [[ $COMP_WORDBREAKS == *"$char"* ]]; then
+            cut=$word$char
+        fi
+        word+=$char
+    done
     COMPREPLY=()
     while IFS=, read -r kind value; do
         case $kind in
         dir) compopt -o dirnames ;;
         file) compopt -o default ;;
-        plain) COMPREPLY+=("${value#"$cut"}") ;;
+        plain)
+            [[ $quote ]] || printf -v value %q "$value"
+            COMPREPLY+=("${value#"$cut"}")
+            ;;
         esac
     done < <(COMP_WORDS=$line COMP_CWORD=$number VARIABLE=bash_complete "$1" 2>/dev/null)
     if [[ ${#COMPREPLY[@]} == 1 && ${COMPREPLY[0]} == */ ]]; then

@@ -66,6 +66,8 @@ def show(config_file: Path | None, profile: str | None, as_json: bool) -> None:
 
 def _as_json(found: Resolved) -> dict[str, object]:
     return {
+        "operation": "config",
+        "success": True,
         "config_file": str(found.config_file) if found.config_file else None,
         "profile": found.profile,
         "settings": {

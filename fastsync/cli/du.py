@@ -73,11 +73,11 @@ async def _print_all(places: tuple[str, ...], request: Request, levels: int) -> 
         try:
             async for found in run_du(place, request, levels):
                 if isinstance(found, Fault):
-                    exit_codes.add(tell(found.error))
+                    exit_codes.add(tell(found.error, as_json=request.settings.json))
                 else:
                     write_text(_line(as_shown(place), found, request))
         except FastsyncError as error:
-            exit_codes.add(tell(error))
+            exit_codes.add(tell(error, as_json=request.settings.json))
     return worst_exit(exit_codes)
 
 

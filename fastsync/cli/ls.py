@@ -101,7 +101,7 @@ class Listing:
             try:
                 await (self._print_versions(place) if versions else self._print(place))
             except FastsyncError as error:
-                self._exit_codes.add(tell(error))
+                self._exit_codes.add(tell(error, as_json=self._settings.json))
         if self._settings.summarize:
             self._print_total()
         return worst_exit(self._exit_codes)
@@ -124,7 +124,7 @@ class Listing:
             self._count(page.entries)
             write_text("".join(lines))
             for fault in page.faults:
-                self._exit_codes.add(tell(fault.error))
+                self._exit_codes.add(tell(fault.error, as_json=self._settings.json))
 
     async def _print_versions(self, place: str) -> None:
         from fastsync.cli.render import write_text

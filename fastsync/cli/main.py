@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name that the terminal's encoding does not have is shown as an escape, not as a bug.
         sys.stdout.reconfigure(errors="backslashreplace")
+    as_json = "--json" in given
     try:
         status = _run(given)
         if sys.stdout is not None:  # closed by whoever started us
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _drop_output()
         status = EXIT_SIGPIPE
     except FastsyncError as error:
-        status = _fail(error, str(error), error.exit_code)
+        status = _fail(error, str(error), error.exit_code, as_json=as_json)
     except OSError as error:  # in practice, standard output is a full disk
         _drop_output()
         ours = from_os_error(error, error.filename if isinstance(error.filename, str) else None)
@@ -97,7 +98,8 @@ def _run(arguments: list[str]) -> int:
     except click.UsageError as error:
         program = error.ctx.command_path if error.ctx is not None else PROGRAM
         told = f"{_one_line(error)} (`{program} --help` tells more)"
-        return _fail(error, told, UsageError.exit_code)
+        told += _taken_for_a_key(error, arguments)
+        return _fail(error, told, UsageError.exit_code, as_json="--json" in arguments)
     except click.ClickException as error:
         return _fail(error, _one_line(error), error.exit_code)
     except click.Abort:
@@ -112,9 +114,23 @@ def _one_line(error: Exception) -> str:
     return text[:1].lower() + text[1:]
 
 
-def _fail(error: BaseException, told: str, status: int) -> int:
+def _taken_for_a_key(error: Exception, arguments: list[str]) -> str:
+    """What to say of a place that is missing because -i took it, as it asks in other programs."""
+    from click import MissingParameter
+
+    if isinstance(error, MissingParameter) and "-i" in arguments:
+        return "; -i names a key to log in with, --interactive asks"
+    return ""
+
+
+def _fail(error: BaseException, told: str, status: int, *, as_json: bool = False) -> int:
+    """Say why it ended, also to a program that reads --json; the exit code."""
     from fastsync.redaction import redacted
 
+    if as_json and sys.stdout is not None:
+        from fastsync.cli.render import error_json, write_text
+
+        write_text(error_json(told, status) + "\n")
     if os.environ.get("FASTSYNC_TRACEBACK"):
         import traceback
 

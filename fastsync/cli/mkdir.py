@@ -38,9 +38,9 @@ def mkdir(places: tuple[str, ...], parents: bool, **values: Any) -> int:
     from fastsync.location import parse
 
     async def make() -> int:
-        await run_mkdir(places, request_for(settled))
-        if settled.settings.json:
-            for place in places:
+        for place in places:
+            await run_mkdir(place, request_for(settled))
+            if settled.settings.json:
                 made = Item("mkdir", "", "", str(parse(place)), None, "asked for")
                 write_text(item_json(made) + "\n")
         return 0

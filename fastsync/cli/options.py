@@ -11,10 +11,18 @@ import click
 from fastsync.settings import SETTINGS, Setting
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    from click.shell_completion import CompletionItem
+
     from fastsync.config import Resolved
     from fastsync.events import Observer
     from fastsync.filters import Rule
     from fastsync.session import Request
+
+    Offer: TypeAlias = Callable[
+        [click.Context, click.Parameter, str], list[CompletionItem] | list[str]
+    ]
 
 # Short names, and the names that users of s5cmd and rsync know.
 MORE_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -53,6 +61,7 @@ _METAVARS: Final = {
     "a URL": "URL",
     "key=value": "K=V",
 }
+_METAVARS_BY_NAME: Final = {"backup_dir": "PLACE", "explain": "PATH", "log_file": "FILE"}
 # One line of text each, gathered from options that may be given several times.
 _REPEATED: Final = ("metadata",)
 
@@ -168,14 +177,31 @@ def with_options(
         if rules:
             for rule, (metavar, about) in _RULES.items():
                 flag = "--" + rule.replace("_", "-")
-                made.append(click.option(flag, rule, multiple=True, metavar=metavar, help=about))
+                made.append(
+                    click.option(
+                        flag,
+                        rule,
+                        multiple=True,
+                        metavar=metavar,
+                        help=about,
+                        shell_complete=_offer_files if metavar == "FILE" else None,
+                    )
+                )
         made.append(
             click.option(
-                "--profile", metavar="NAME", help="settings for a kind of link: wan, lan ..."
+                "--profile",
+                metavar="NAME",
+                help="settings for a kind of link: wan, lan ...",
+                shell_complete=_offering(_profile_names),
             )
         )
         made.append(
-            click.option("--config", metavar="FILE", help="configuration file to use instead")
+            click.option(
+                "--config",
+                metavar="FILE",
+                help="configuration file to use instead",
+                shell_complete=_offer_files,
+            )
         )
         for add in reversed(made):
             function = add(function)
@@ -193,7 +219,8 @@ def _options_of(setting: Setting, more: tuple[str, ...]) -> list[Callable[[Any],
             click.option("--skip-links", "links", flag_value="skip", help="leave links out"),
         ]
     if name == "verbose":
-        return [click.option("-v", flag, name, count=True, help=setting.help)]
+        about = "tell what is done; twice: also what is skipped"
+        return [click.option("-v", flag, name, count=True, help=about)]
     if bool in setting.kind.types:
         names = [*more, flag]
         if name in _PAIRED:
@@ -210,11 +237,53 @@ def _options_of(setting: Setting, more: tuple[str, ...]) -> list[Callable[[Any],
         return made
     told = setting.kind.told
     metavar = next((mark for start, mark in _METAVARS.items() if told.startswith(start)), "TEXT")
+    metavar = _METAVARS_BY_NAME.get(name, metavar)
+    offered: Offer | None = _offer_files if metavar == "FILE" else None
     if told.startswith("one of "):
-        metavar = told.removeprefix("one of ").replace(", ", "|")
+        choices = told.removeprefix("one of ").split(", ")
+        metavar = "|".join(choices)
+        offered = _offering(lambda: choices)
     several = name in _REPEATED
     about = f"{setting.help} (repeatable)" if several else setting.help
-    return [click.option(*more, flag, name, metavar=metavar, multiple=several, help=about)]
+    return [
+        click.option(
+            *more,
+            flag,
+            name,
+            metavar=metavar,
+            multiple=several,
+            help=about,
+            shell_complete=offered,
+        )
+    ]
+
+
+def _offering(names: Callable[[], Sequence[str]]) -> Offer:
+    """What a shell may offer as the value of an option."""
+
+    def offer(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+        return [name for name in names() if name.startswith(incomplete)]
+
+    return offer
+
+
+def _offer_files(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="file")]
+
+
+def _profile_names() -> Sequence[str]:
+    from fastsync.config import presets, read_config
+    from fastsync.errors import FastsyncError
+
+    try:
+        file = read_config(None)
+    except FastsyncError:  # the command says what is wrong with it
+        file = None
+    return sorted({*presets(), *(file.profiles if file is not None else ())})
 
 
 def resolved(

@@ -129,7 +129,7 @@ def summary_json(summary: Summary) -> str:
     )
 
 
-def summary_lines(summary: Summary, *, human: bool) -> list[str]:
+def summary_lines(summary: Summary, *, human: bool, is_dry: bool) -> list[str]:
     """What --summarize prints."""
     totals = summary.totals
 
@@ -137,6 +137,8 @@ def summary_lines(summary: Summary, *, human: bool) -> list[str]:
         return human_size(value) if human else f"{value} bytes"
 
     speed = totals.bytes_copied / 1e6 / summary.duration_s if summary.duration_s else 0.0
+    if is_dry:
+        speed = 0.0
     lines = [
         f"Copied: {totals.files_copied} files, {size(totals.bytes_copied)}",
         f"Skipped: {totals.files_skipped} files (already exist)",
@@ -155,15 +157,25 @@ def summary_lines(summary: Summary, *, human: bool) -> list[str]:
     return lines
 
 
-def intentions(summary: Summary) -> str:
-    """What a dry run found to do, in a line."""
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
+def intentions(summary: Summary) -> str | None:
+    """What a dry run found to do, in a line; None for nothing."""
     totals = summary.totals
-    parts = [f"copy {totals.files_copied:,} files ({human_size(totals.bytes_copied)})"]
-    if totals.deleted:
-        parts.append(f"delete {totals.deleted:,}")
-    if totals.attributes_set:
-        parts.append(f"set attributes of {totals.attributes_set:,}")
-    return f"This would {', '.join(parts)}."
+    made = totals.directories_made + totals.links_made
+    parts = [
+        (
+            totals.files_copied,
+            f"copy {_counted(totals.files_copied, 'file')} ({human_size(totals.bytes_copied)})",
+        ),
+        (made, f"make {made:,} directories and links"),
+        (totals.attributes_set, f"set attributes of {totals.attributes_set:,}"),
+        (totals.deleted, f"delete {totals.deleted:,}"),
+    ]
+    told = ", ".join(text for count, text in parts if count)
+    return f"This would {told}." if told else None
 
 
 class Console:
@@ -208,7 +220,9 @@ class Console:
         if self._json:
             self._out(summary_json(summary))
         elif self._settings.summarize:
-            for line in summary_lines(summary, human=self._settings.human_readable):
+            settings = self._settings
+            human, is_dry = settings.human_readable, settings.dry_run
+            for line in summary_lines(summary, human=human, is_dry=is_dry):
                 self._out(line)
 
     def close(self, summary: Summary | None = None) -> None:
@@ -237,12 +251,20 @@ def write_error(line: str) -> None:
         pass
 
 
-def tell(error: FastsyncError) -> int:
+def tell(error: FastsyncError, *, as_json: bool = False) -> int:
     """Say what went wrong with one of several places; its exit code."""
-    if sys.stdout is not None:
+    if as_json:
+        write_text(error_json(str(error), error.exit_code) + "\n")
+    elif sys.stdout is not None:
         sys.stdout.flush()
     write_error(f"fastsync: error: {shown(error)}")
     return error.exit_code
+
+
+def error_json(told: str, exit_code: int) -> str:
+    """Why a command, or one of its places, could not be carried out, for programs."""
+    error = redacted(told)
+    return json_line(operation="error", success=False, error=error, exit_code=exit_code)
 
 
 def write_text(text: str) -> None:

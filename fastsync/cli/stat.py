@@ -49,7 +49,7 @@ async def _print_all(places: tuple[str, ...], request: Request) -> int:
                 as_json = request.settings.json
                 write_text(_json(details) if as_json else "".join(_lines(details)))
         except FastsyncError as error:
-            exit_codes.add(tell(error))
+            exit_codes.add(tell(error, as_json=request.settings.json))
     return worst_exit(exit_codes)
 
 

@@ -14,6 +14,7 @@ from fastsync.errors import SafetyStop
 
 if TYPE_CHECKING:
     from fastsync.config import Resolved
+    from fastsync.events import Item
     from fastsync.filters import Rule
     from fastsync.session import Request
     from fastsync.tally import Summary
@@ -103,15 +104,28 @@ def _confirmed(
             "--interactive needs a terminal to ask at", hint="-n shows what would be done"
         )
     settings = dataclasses.replace(settled.settings, dry_run=True, progress=False, json=False)
-    console = Console(settings)
-    if not settings.verbose:
-        console.wants_items = False
-    asked = request_for(settled, rules, console)
+
+    class Listener(Console):
+        """What there is to do; told if somebody wants to know."""
+
+        found = 0
+
+        def item(self, item: Item) -> None:
+            self.found += item.error is None and item.operation != "skip"
+            if settings.verbose or item.error is not None:
+                super().item(item)
+
+    listener = Listener(settings)
+    listener.wants_items = True
+    asked = request_for(settled, rules, listener)
     try:
         summary = run(start(dataclasses.replace(asked, settings=settings)), lambda: None)
     except Interrupted:
         return False
-    write_error(intentions(summary))
+    if not listener.found:
+        return True  # nothing to ask about
+    # What is not counted are directories that go.
+    write_error(intentions(summary) or f"This would delete {listener.found:,} directories.")
     sys.stderr.write("Do it? [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -105,6 +105,45 @@ def test_asked_at_a_terminal(
     assert content(tmp_path / "dest") == left
 
 
+def at_a_terminal(fastsync: Fastsync, where: Path, *arguments: str) -> tuple[int, str]:
+    """Where nobody answers."""
+    ours, theirs = pty.openpty()
+    os.write(ours, b"\x04")
+    done = subprocess.run(
+        fastsync.command(*arguments),
+        check=False,
+        env=fastsync.environ,
+        cwd=where,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        timeout=60,
+    )
+    os.write(theirs, b".")
+    os.close(theirs)
+    told = os.read(ours, 65536).decode()
+    os.close(ours)
+    return done.returncode, told
+
+
+def test_nothing_to_ask_about(fastsync: Fastsync, plant: Plant, tmp_path: Path) -> None:
+    plant(tmp_path / "src", NEW)
+    assert fastsync("sync", "src", "dest").code == 0
+    code, told = at_a_terminal(fastsync, tmp_path, "sync", "--interactive", "src", "dest")
+    assert code == 0
+    assert "Do it?" not in told
+
+
+def test_directories_alone_are_asked_about(
+    fastsync: Fastsync, plant: Plant, tmp_path: Path
+) -> None:
+    plant(tmp_path / "d", {"empty/": "", "other/": ""})
+    code, told = at_a_terminal(fastsync, tmp_path, "rm", "-R", "--interactive", "d")
+    assert code == 6
+    assert "This would delete 3 directories." in told
+    assert (tmp_path / "d/empty").is_dir()
+
+
 def test_nobody_to_ask(fastsync: Fastsync, plant: Plant, tmp_path: Path) -> None:
     plant(tmp_path / "src", NEW)
     done = fastsync("sync", "--interactive", "src", "dest")

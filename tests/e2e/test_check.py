@@ -63,7 +63,9 @@ def test_what_differs(pair: Path, fastsync: Fastsync, tmp_path: Path) -> None:
     }
     assert lines[5] == "Same: 1 files"
     assert lines[-1] == "Compared by: mtime"
-    assert "= big" in (tmp_path / "report").read_text().splitlines()
+    report = (tmp_path / "report").read_text().splitlines()
+    assert "= big" in report
+    assert r"+ d/new\nline\\" in report
     assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "report"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -85,7 +86,7 @@ def complete(fastsync: Fastsync, tmp_path: Path) -> Callable[[str], list[str]]:
 
     def offered(line: str) -> list[str]:
         told = (
-            f"compopt() {{ :; }}\n{script}\nCOMP_LINE={line!r} COMP_POINT={len(line)}\n"
+            f"compopt() {{ :; }}\n{script}\nCOMP_LINE={shlex.quote(line)} COMP_POINT={len(line)}\n"
             '_fastsync_completion fastsync; printf "%s\\n" "${COMPREPLY[@]}"'
         )
         done = subprocess.run(
@@ -98,7 +99,7 @@ def complete(fastsync: Fastsync, tmp_path: Path) -> Callable[[str], list[str]]:
             timeout=30,
         )
         assert done.stderr == ""
-        return done.stdout.split()
+        return done.stdout.splitlines() if done.stdout.strip() else []
 
     return offered
 
@@ -127,6 +128,28 @@ def test_remote_places(
     moto.client.delete_object(Bucket=bucket, Key="phones")
     assert len(complete(f"fastsync ls s3://{bucket}/pho")) == 2
     assert complete("fastsync ls s3://no-such-bucket-here/x") == []
+
+
+def test_names_are_offered_as_a_line_has_them(
+    complete: Callable[[str], list[str]], fastsync: Fastsync, moto: S3Server
+) -> None:
+    """Quoted, and from the last character on at which bash has split the word."""
+    fastsync.environ.update(moto.environ)
+    bucket = moto.new_bucket()
+    for key in ("a $b.txt", "a c.txt", "day=1/time:2"):
+        moto.client.put_object(Bucket=bucket, Key=key, Body=b"")
+    assert complete(f"fastsync ls s3://{bucket}/a") == [
+        rf"//{bucket}/a\ \$b.txt",
+        rf"//{bucket}/a\ c.txt",
+    ]
+    assert complete(f"fastsync ls s3://{bucket}/a\\ c") == [rf"//{bucket}/a\ c.txt"]
+    assert complete(f'fastsync ls "s3://{bucket}/a c') == [f"s3://{bucket}/a c.txt"]
+    assert complete(f"fastsync ls s3://{bucket}/day=1/") == ["1/time:2"]
+
+
+def test_values_of_options(complete: Callable[[str], list[str]]) -> None:
+    assert complete("fastsync sync --verify ") == ["digest", "reread"]
+    assert complete("fastsync sync --profile low") == ["low_memory"]
 
 
 def test_a_server_that_is_silent(

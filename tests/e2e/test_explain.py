@@ -42,6 +42,16 @@ def test_why(fastsync: Fastsync, plant: Plant, tmp_path: Path, path: str, told: 
     assert not (tmp_path / "b/new").exists()
 
 
+def test_the_line_of_a_file_of_rules(fastsync: Fastsync, plant: Plant, tmp_path: Path) -> None:
+    plant(
+        tmp_path, {"a/x.tmp": "", "a/y": "", "rules": "# what stays\n\n- *.tmp\n", "only": "*.c\n"}
+    )
+    done = fastsync("sync", "--filter-from", "rules", "--explain", "x.tmp", "a", "b")
+    assert done.stdout == "x.tmp: left out: excluded by '- *.tmp' (rules:3)\n"
+    done = fastsync("sync", "--exclude-from", "only", "--explain", "y", "a", "b")
+    assert done.stdout == "y: would be copied: new\n"
+
+
 def test_what_is_not_deleted(fastsync: Fastsync, plant: Plant, tmp_path: Path) -> None:
     plant(tmp_path / "a", {"d/": ""})
     plant(tmp_path / "b", {f"d/{number}": "" for number in range(101)})

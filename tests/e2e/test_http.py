@@ -156,6 +156,26 @@ def test_a_mirror(fastsync: Fastsync, web: Web, tmp_path: Path, kind: str) -> No
     assert contents(mirror) == TREE
 
 
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_plan_knows_versions(fastsync: Fastsync, tmp_path: Path, is_there: bool) -> None:
+    """An index page tells no more than a size, and another file may have the same."""
+    root = tmp_path / "run" / "root"
+    for name in ("a", "b"):
+        (root / "d").mkdir(parents=True, exist_ok=True)
+        (root / "d" / name).write_text("1234")
+        os.utime(root / "d" / name, (THEN, THEN))
+    if is_there:
+        (tmp_path / "here").mkdir()
+        (tmp_path / "here" / "a").write_text("an older a")
+    with running_nginx(tmp_path / "run", directives="autoindex on;") as server:
+        assert fastsync("plan", f"{server.url}/d/", "here", "-o", "plan").code == 0
+        (root / "d" / "a").write_text("abcd")
+        done = fastsync("run", "plan")
+    assert done.code == 8
+    assert "d/a" in done.stderr
+    assert (tmp_path / "here" / "b").read_text() == "1234"
+
+
 def test_looking(fastsync: Fastsync, web: Web) -> None:
     url = web.urls["nginx"]
     assert fastsync("ls", "-R", url).stdout.splitlines() == [

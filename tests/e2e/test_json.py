@@ -66,6 +66,41 @@ def test_local(
     assert check(fastsync(verb, "--json", *rest)) == operations
 
 
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("ls --json missing", 3),
+        ("stat --json missing", 3),
+        ("sync --json missing dest", 3),
+        ("cp --json src/a src/a", 2),
+        ("cp --json --no-such-option a b", 2),
+        ("du --json missing", 3),
+        ("run --json missing", 2),
+    ],
+)
+def test_why_it_could_not_be_done(
+    fastsync: Fastsync, plant: Plant, tmp_path: Path, command: str, code: int
+) -> None:
+    plant(tmp_path / "src", {"a": "a"})
+    done = fastsync(*command.split())
+    assert done.code == code
+    assert check(done) == {"error"}
+    (told,) = lines(done)
+    assert told["exit_code"] == code
+    assert told["error"] in done.stderr
+
+
+def test_what_was_made_before_an_error(fastsync: Fastsync, plant: Plant, tmp_path: Path) -> None:
+    plant(tmp_path, {"file": ""})
+    done = fastsync("mkdir", "--json", "new", "file", "other")
+    assert done.code == 1
+    assert [line["operation"] for line in lines(done)] == ["mkdir", "error"]
+
+
+def test_config(fastsync: Fastsync) -> None:
+    assert check(fastsync("config", "show", "--json")) == {"config"}
+
+
 def test_run(fastsync: Fastsync, plant: Plant, tmp_path: Path) -> None:
     plant(tmp_path, {"src/a": "a", "src/link": Path("a"), "dest/gone": "g"})
     fastsync("plan", "--delete", "src", "dest", "-o", "plan")

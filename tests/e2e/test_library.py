@@ -47,6 +47,18 @@ async def main() -> None:
 
 asyncio.run(main())
 
+
+async def in_a_loop() -> None:
+    try:
+        fastsync.sync("a", "b")
+    except fastsync.FastsyncError as error:
+        assert "await fastsync.async_sync()" in str(error)
+    else:
+        raise AssertionError
+
+
+asyncio.run(in_a_loop())
+
 found: list[fastsync.Finding] = []
 checked: fastsync.Checked = fastsync.check("a", "b", on_finding=found.append, checksum=True)
 assert checked.exit_code == 1
@@ -68,6 +80,19 @@ except fastsync.FastsyncError as error:
     assert code == 2
 print(fastsync.__version__)
 """
+
+
+def test_names_that_do_not_exist_are_found_by_mypy(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text("import fastsync\n\nfastsync.snyc('a', 'b')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "program.py"],
+        check=False,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert 'Module has no attribute "snyc"' in done.stdout
 
 
 def test_a_strangers_program(tmp_path: Path) -> None:

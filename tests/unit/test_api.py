@@ -738,7 +738,7 @@ def test_public_names() -> None:
         assert getattr(fastsync, name) is not None
     assert set(fastsync.__all__) <= set(dir(fastsync))
     with pytest.raises(AttributeError, match="no attribute 'cq'"):
-        fastsync.cq  # noqa: B018
+        fastsync.cq  # type: ignore[attr-defined]  # noqa: B018
     assert issubclass(Conflict, fastsync.FastsyncError)
     assert parse("x").path == "x"
 
