@@ -579,6 +579,16 @@ class TellsFileIds(Protocol):
 
 
 @runtime_checkable
+class TellsAncestry(Protocol):
+    """A store in which one directory may have several addresses (bind mounts, names in upper and lower
+    case), and can be recognized all the same."""
+
+    def ancestry(self) -> list[tuple[int, int] | None]:
+        """What identifies the place itself (None if it is not there), then each directory above it."""
+        ...
+
+
+@runtime_checkable
 class MakesHardLinks(Protocol):
     """A sink in which a file may have several names."""
 

@@ -27,6 +27,7 @@ from fastsync.backend import (
     SetsAttributes,
     Sink,
     Source,
+    TellsAncestry,
     TellsHardLinks,
     WriteOptions,
     closing,
@@ -255,12 +256,27 @@ def refuse_overlap(source: Source, sink: Source, wild: Wildcard | None = None) -
         raise UsageError("source and destination are the same place", where=str(sink.location))
     inside = theirs.startswith(ours + "/")
     if not inside and not ours.startswith(theirs + "/"):
+        if wild is None:
+            _refuse_kin(source, sink)
         return
     outer, inner = (ours, theirs) if inside else (theirs, ours)
     # "logs/*.gz" goes to "logs/old" without being met there again.
     if wild is None or wild.reaches(inner[len(outer) + 1 :]):
         what = ("destination", "source") if inside else ("source", "destination")
         raise UsageError(f"the {what[0]} is inside the {what[1]}", where=str(sink.location))
+
+
+def _refuse_kin(source: Source, sink: Source) -> None:
+    """The same for what has another address in each: the names of a bind mount, say."""
+    if not (offers(source, TellsAncestry) and offers(sink, TellsAncestry)):
+        return
+    ours, theirs = source.ancestry(), sink.ancestry()
+    for mine, others, what in (
+        (ours[0], theirs, "the destination is the source, or inside it, by another name"),
+        (theirs[0], ours, "the source is inside the destination, by another name"),
+    ):
+        if mine is not None and mine in others:
+            raise UsageError(what, where=str(sink.location))
 
 
 async def backup_for(session: Session, source: Source, sink: Sink, target: Location) -> Sink | None:

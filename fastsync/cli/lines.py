@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 import click
 
 from fastsync.batch import Task
-from fastsync.cli.options import request_for, resolved, rules_of
+from fastsync.cli.options import read_from_stdin, request_for, resolved, rules_of
 from fastsync.copying import run_cp, run_sync
 from fastsync.errors import FastsyncError, UsageError
 from fastsync.location import Location
@@ -161,6 +161,9 @@ class _Reader:
                 raise UsageError(
                     "-n cannot be in a batch that is carried out", hint="run -n makes all of it dry"
                 )
+            for option in read_from_stdin(values):
+                # The first line would get it, and the others nothing.
+                raise UsageError(f"{option} - cannot be in a batch", hint="name a file")
             given = {name: value for name, value in values.items() if value not in (None, ())}
             settled = resolved({**values, **self._values, **given})
             request = request_for(settled, rules_of(context, values))

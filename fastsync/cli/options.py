@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from fastsync.errors import UsageError
 from fastsync.settings import SETTINGS, Setting
 
 if TYPE_CHECKING:
@@ -277,11 +278,10 @@ def _offer_files(
 
 def _profile_names() -> Sequence[str]:
     from fastsync.config import presets, read_config
-    from fastsync.errors import FastsyncError
 
     try:
         file = read_config(None)
-    except FastsyncError:  # the command says what is wrong with it
+    except UsageError:  # the command says what is wrong with it
         file = None
     return sorted({*presets(), *(file.profiles if file is not None else ())})
 
@@ -326,9 +326,24 @@ def request_for(
     )
 
 
+def read_from_stdin(values: Mapping[str, Any]) -> list[str]:
+    """The options of a line that read standard input, each as often as it does."""
+    found = []
+    for name in ("files_from", "include_from", "exclude_from", "filter_from"):
+        given = values.get(name) or ()
+        files = [given] if isinstance(given, str) else given
+        found += ["--" + name.replace("_", "-") for file in files if file == "-"]
+    return found
+
+
 def rules_of(context: click.Context, values: Mapping[str, Any]) -> list[Rule]:
     """The rules in the order of the command line, those of files included. Raises UsageError."""
     order: Sequence[str] = context.meta.get(_ORDER, ())
+    if len(read_from_stdin(values)) > 1:
+        raise UsageError(
+            f"{' and '.join(read_from_stdin(values))} cannot both read standard input",
+            hint="write one of them to a file",
+        )
     if not order:
         return []
     from functools import partial

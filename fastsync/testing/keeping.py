@@ -18,6 +18,7 @@ from fastsync.backend import (
     SetsAttributes,
     SignsLinks,
     Sink,
+    TellsAncestry,
     TellsFileIds,
     TellsHardLinks,
     WriteOptions,
@@ -141,6 +142,19 @@ class KeepingConformance(BatchConformance):
         assert [answer is None for answer in answers] == [True, False, False, True]
         await expect(sink, {"changed": b"by somebody", "e/b": b"d/b", "old": b"a"})
         assert (await sink.stat("old")).mtime_ns == entries["a"].mtime_ns
+
+    # -- TellsAncestry ---------------------------------------------------------------------------------
+
+    async def test_ancestry(self, sink: Sink) -> None:
+        """The place first, what is above it behind, and everything once."""
+        if not isinstance(sink, TellsAncestry):
+            lacks(sink, TellsAncestry)
+        await write(sink, "a", b"content")
+        found = sink.ancestry()
+        assert len(found) > 1
+        assert None not in found
+        assert len(set(found)) == len(found)
+        assert sink.ancestry() == found
 
     # -- TellsFileIds ----------------------------------------------------------------------------------
 

@@ -110,6 +110,14 @@ class LocalStore:
         """See `Source.address`."""
         return "file://" + os.path.realpath(self.root.path)
 
+    def ancestry(self) -> list[tuple[int, int] | None]:
+        """See `TellsAncestry.ancestry`."""
+        path = os.path.realpath(self.root.path)
+        above = [path]
+        while (parent := os.path.dirname(above[-1])) != above[-1]:
+            above.append(parent)
+        return [_identity(one) for one in above]
+
     async def aclose(self) -> None:
         self.root.close()
 
@@ -710,6 +718,15 @@ class LocalStore:
         finally:
             if held is not None:
                 held.close()
+
+
+def _identity(directory: str) -> tuple[int, int] | None:
+    """None where there is none, or the file system has no numbers."""
+    try:
+        state = os.stat(directory)
+    except OSError:
+        return None
+    return (state.st_dev, state.st_ino) if state.st_ino else None
 
 
 def _look_into(held: HeldDirectories, paths: list[str]) -> tuple[list[Leftover], list[str]]:

@@ -58,6 +58,8 @@ if TYPE_CHECKING:
         (["sync", "--filter-from", "rules", "d", "b"], "rules:2: '* x' is no filter rule"),
         (["sync", "--exclude-from", "patterns", "d", "b"], "patterns:3: the pattern '['"),
         (["sync", "--files-from", "no", "d", "b"], "no: it cannot be read"),
+        (["sync", "--files-from", "-", "--exclude-from", "-", "d", "b"], "cannot both read"),
+        (["sync", "--include-from", "-", "--include-from", "-", "d", "b"], "cannot both read"),
         (["sync", "--files-from", "names", "d", "b"], "names:2: '../x' leads out"),
         (["run", "no"], "no: no such file"),
         (["run", "--profile", "wann", "rules"], "there is no profile 'wann'"),

@@ -104,6 +104,8 @@ def test_a_dry_run_of_a_batch_changes_nothing(fastsync: Fastsync, tree: Path) ->
         ("cp --backup-dir to a to/", "the backup overlaps"),
         ("cp -R --exclude [ dir to/dir", "unclosed ["),
         ("sync --files-from nosuch dir to/", "nosuch"),
+        ("sync --files-from - dir to/", "--files-from - cannot be in a batch"),
+        ("sync --delete --exclude-from - dir to/", "--exclude-from - cannot be in a batch"),
         ("cp a http://localhost/a", "can only be read"),
         ("mv http://localhost/a to/a", "can only be read"),
         ("rm http://localhost/a", "can only be read"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -415,6 +417,35 @@ def test_places_that_overlap(
     assert (done.code, done.stderr.count("\n")) == (2, 1)
     assert re.search("the same place|is inside the", done.stderr)
     assert picture(tmp_path) == before
+
+
+@pytest.mark.parametrize(("source", "target"), [("a", "b"), ("a/sub", "b"), ("a", "b/sub")])
+def test_places_that_overlap_through_a_mount(
+    fastsync: Fastsync, plant: Plant, tmp_path: Path, source: str, target: str
+) -> None:
+    plant(tmp_path, {"a/sub/file": "precious", "a/other": "precious", "b/": ""})
+    mounted = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+    bind = "mount --bind a b || exit 77; "
+    try:
+        tried = subprocess.run([*mounted, bind], cwd=tmp_path, capture_output=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no unshare(1)")
+    if tried.returncode:
+        pytest.skip("nothing can be mounted here")
+    command = shlex.join(fastsync.command("sync", "--delete", source, target))
+    done = subprocess.run(
+        [*mounted, bind + command],
+        cwd=tmp_path,
+        env=fastsync.environ,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "by another name" in done.stderr
+    assert (tmp_path / "a/sub/file").exists()
+    assert (tmp_path / "a/other").exists()
 
 
 def test_places_that_only_look_as_if_they_overlapped(
