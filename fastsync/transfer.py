@@ -291,8 +291,9 @@ class _Move:
         return False
 
     def _ranges(self, size: int, part_size: int) -> Iterator[tuple[int, int]]:
-        """What is still to be moved. Where a part that breaks off goes on, and none is held in memory, they
-        need not be of one size."""
+        """What is still to be moved, never all at once: a size that is a lie makes more parts than there is
+        memory for. Where a part that breaks off goes on, and none is held in memory, they need not be of
+        one size."""
         missing = gaps(size, self.trace.done)
         streams = self.lanes.streams.limit
         is_long = self.lanes.pace is None and size >= TAPER * part_size * streams

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 MAX_BODY: Final = 16 << 20  # a page of 1000 keys of 1024 bytes, each byte as "%XX", has 4 MiB
+# 10**18 - 1 bytes; no file is as long as 2**63, which is what a system can tell.
+MAX_DIGITS: Final = 18
 _MAX_ELEMENTS: Final = 250_000
 _MAX_DEPTH: Final = 16
 
@@ -111,8 +113,9 @@ def boolean(text: str) -> bool:
 
 
 def natural(text: str) -> int:
-    """A whole number of 64 bits; `int` alone would take ``-1``, ``1_0`` and digits of any script."""
-    if not (text.isascii() and text.isdigit() and len(text) < 20):
+    """A whole number that a file may be long; `int` alone would take ``-1``, ``1_0`` and digits of any
+    script."""
+    if not (text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS):
         raise Malformed(f"{text[:20]!r} is not a number")
     return int(text)
 
@@ -120,7 +123,7 @@ def natural(text: str) -> int:
 def naturals(texts: list[str]) -> list[int]:
     """`natural` of each."""
     digits = "".join(texts)
-    if digits.isascii() and digits.isdigit() and all(texts) and max(map(len, texts)) < 20:
+    if digits.isascii() and digits.isdigit() and all(texts) and max(map(len, texts)) <= MAX_DIGITS:
         return list(map(int, texts))
     return list(map(natural, texts))
 

@@ -11,6 +11,7 @@ from fastsync.dates import http_time
 from fastsync.errors import Changed, FastsyncError, IntegrityError, NotFound, Overtaken, Vanished
 from fastsync.wire import Headers
 from fastsync_s3.attributes import Known
+from fastsync_s3.elements import MAX_DIGITS
 from fastsync_s3.metadata import (
     GID_HEADER,
     MODE_HEADER,
@@ -86,7 +87,7 @@ def completed(entry: Entry, headers: Lookup) -> Entry:
 def entry_of(path: str, headers: Headers) -> Entry:
     """The entry of an object that a HEAD told about. Raises IntegrityError without a length."""
     length = headers.get("content-length")
-    if length is None or not length.isdecimal():
+    if length is None or not length.isdecimal() or len(length) > MAX_DIGITS:
         raise IntegrityError("the server does not say how long the object is", where=path)
     known = read_attributes(headers)
     return Entry(

@@ -210,16 +210,19 @@ def read_string(body: bytes | memoryview, position: int) -> tuple[bytes, int]:
 
 
 def read_attributes(body: bytes | memoryview, position: int = 0) -> tuple[Attributes, int]:
-    """The attributes at `position`, and where they end. Raises BrokenProtocol."""
+    """The attributes at `position`, and where they end. A size that no file can have is as good as none.
+    Raises BrokenProtocol."""
     try:
         (flags,) = _u32.unpack_from(body, position)
         if flags == _USUAL:
             _, size, uid, gid, mode, atime, mtime = _usual.unpack_from(body, position)
-            return Attributes(size, uid, gid, mode, mtime, atime), position + _usual.size
+            told = None if size >> 63 else size
+            return Attributes(told, uid, gid, mode, mtime, atime), position + _usual.size
         position += 4
         size = uid = gid = mode = mtime = atime = None
         if flags & _HAS_SIZE:
-            (size,) = _u64.unpack_from(body, position)
+            (told,) = _u64.unpack_from(body, position)
+            size = None if told >> 63 else told
             position += 8
         if flags & _HAS_OWNER:
             uid, gid = _two.unpack_from(body, position)

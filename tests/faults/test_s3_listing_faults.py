@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hostile_s3 as faults
 import pytest
@@ -17,6 +17,9 @@ from http_exchange import Request, Response
 import fastsync
 from fastsync import patience
 from fastsync.errors import FastsyncError, ListingError
+
+if TYPE_CHECKING:
+    from tests.conftest import Fastsync
 
 KEYS = tuple(f"p/{name}" for name in ("a", "b", "c", "d/e", "f"))
 # Answers are immediate here, and a second try is as good as six.
@@ -237,3 +240,30 @@ def test_a_listing_that_is_not_trusted_says_which_and_why(
     with pytest.raises(ListingError, match="cannot be trusted") as raised:
         fastsync.sync("s3://bucket", str(disk), delete=True, **QUICK)
     assert (raised.value.where or "").startswith("s3://bucket")
+
+
+@pytest.fixture(name="command")
+def _command(fastsync: Fastsync, hostile_s3: HostileS3) -> Fastsync:
+    fastsync.environ |= hostile_s3.environ
+    return fastsync
+
+
+@pytest.mark.parametrize(
+    ("size", "code"), [(5 << 40, 0), (10**18 - 1, 0), (2**63, 3), (10**30, 3), (0, 0), (1, 0)]
+)
+def test_a_size_that_is_a_lie_costs_no_memory(
+    hostile_s3: HostileS3,
+    command: Fastsync,
+    under_limit: Callable[[str], list[str]],
+    tmp_path: Path,
+    size: int,
+    code: int,
+) -> None:
+    """Parts of a file that long are more than there is room for; the object is looked at again."""
+    hostile_s3.put("lies", "key", b"tiny")
+    lie = b"<Size>%d</Size>" % size
+    lies = faults.body(lambda page: page.replace(b"<Size>4</Size>", lie))
+    hostile_s3.on("ListObjects*", lies, times=None)
+    done = command("sync", "s3://lies/", "dest", under=under_limit("-v 2000000"))
+    assert (done.code, "Traceback" in done.stderr) == (code, False), done
+    assert [path.read_bytes() for path in (tmp_path / "dest").glob("*")] == [b"tiny"][code:]

@@ -187,3 +187,14 @@ def test_names_that_end_in_the_middle(cut: int) -> None:
 def test_no_answer_that_is_wrong_passes(reply: tuple[int, bytes]) -> None:
     with pytest.raises(FastsyncError):
         packets.must_be_attributes(reply)
+
+
+@pytest.mark.parametrize("more", [{}, {"mode": 0o644, "mtime_ns": 1, "owner": (1, 2)}])
+@pytest.mark.parametrize(
+    ("size", "told"), [(2**63 - 1, 2**63 - 1), (2**63, None), (2**64 - 1, None)]
+)
+def test_a_size_that_no_file_can_have_is_none(
+    size: int, told: int | None, more: dict[str, Any]
+) -> None:
+    attributes, _ = packets.read_attributes(packets.attributes(size=size, **more))
+    assert attributes.size == told
