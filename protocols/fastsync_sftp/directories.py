@@ -13,6 +13,7 @@ from fastsync.errors import Conflict, FastsyncError, NameRefused, NotFound
 from fastsync_sftp import packets
 from fastsync_sftp.names import above, join
 from fastsync_sftp.packets import LSTAT, MKDIR, OK, STAT, Reply
+from fastsync_sftp.placing import explain
 from fastsync_sftp.pool import Pool
 from fastsync_sftp.scripts import Script
 from fastsync_sftp.session import Session
@@ -96,7 +97,7 @@ class Directories:
         if not missing:
             return bad
         if missing[0] == "":
-            yield from self._make_root()
+            yield from self._make_root(session)
         makes = [
             packets.on_path(MKDIR, join(self._root, each), _made(modes.get(each)))
             for each in missing
@@ -122,7 +123,9 @@ class Directories:
                 if error is None:
                     self.seen(each)
                 elif isinstance(error, NotFound):
-                    bad[each] = packets.error_of(reply).at(self._where(each))
+                    path = join(self._root, each)
+                    better = yield from explain(session, packets.error_of(reply), path)
+                    bad[each] = better.at(self._where(each))
                 else:
                     bad[each] = error
         return bad
@@ -140,7 +143,7 @@ class Directories:
             return NameRefused("the path passes through a symbolic link", where=where)
         return Conflict("not a directory", where=where)
 
-    def _make_root(self) -> Script[None]:
+    def _make_root(self, session: Session) -> Script[None]:
         """Make the root and what is missing above it. Raises the error of what cannot be made."""
         missing = [self._root.rstrip(b"/") or b"/"]
         while True:
@@ -161,7 +164,8 @@ class Directories:
             except FastsyncError:
                 is_there = False
             if not is_there:
-                raise packets.error_of(replies[-1]).at(self._where(""))
+                error = yield from explain(session, packets.error_of(replies[0]), missing[-1])
+                raise error.at(self._where(""))
 
 
 def _made(mode: int | None) -> bytes:

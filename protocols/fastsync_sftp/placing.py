@@ -27,6 +27,10 @@ _STATVFS = b"statvfs@openssh.com"
 _NEVER: Final = (packets.UNSUPPORTED, packets.PERMISSION_DENIED)
 # ESPIPE, as rclone says it where it has no cache, and whoever else stands before a stream.
 _SEEK: Final = "illegal seek"
+# SSH2_FXE_STATVFS_ST_RDONLY
+_READ_ONLY = 1
+# Disks keep some bytes for themselves, and a block of ours may not fit into what is left.
+_FULL = 1 << 20
 # The most bytes in a name on nearly all file systems.
 _USUAL_NAME = 255
 
@@ -132,7 +136,8 @@ def _refuse_directory(target: bytes) -> Script[bool]:
 
 
 def explain(session: Session, error: FastsyncError, path: bytes) -> Script[FastsyncError]:
-    """A better error for a write that failed without a reason: is the name too long, or the disk full?"""
+    """A better error for a write that failed without a reason: is the name too long, the disk
+    full, or not to be written at all?"""
     if type(error) is not FastsyncError:
         return error
     if len(path.rpartition(b"/")[2]) > _USUAL_NAME:
@@ -147,11 +152,14 @@ def explain(session: Session, error: FastsyncError, path: bytes) -> Script[Fasts
     directory = path.rpartition(b"/")[0] or b"/"
     (reply,) = yield [packets.extended(_STATVFS, packets.string(directory))]
     kind, body = reply
-    # f_bsize, f_frsize, f_blocks, f_bfree, f_bavail, f_files, f_ffree, f_favail, ... (PROTOCOL, 4.4)
+    # f_bsize, f_frsize, f_blocks, f_bfree, f_bavail, f_files, f_ffree, f_favail, f_fsid, f_flag,
+    # f_namemax (PROTOCOL, 4.4)
     if kind == packets.EXTENDED_REPLY and isinstance(body, (bytes, memoryview)) and len(body) >= 88:
-        free = int.from_bytes(body[32:40], "big")
+        if int.from_bytes(body[72:80], "big") & _READ_ONLY:
+            return DestinationFull("the server's disk is read-only")
+        free = int.from_bytes(body[32:40], "big") * int.from_bytes(body[8:16], "big")
         files, free_files = int.from_bytes(body[40:48], "big"), int.from_bytes(body[56:64], "big")
-        if free == 0 or (files and free_files == 0):
+        if free < _FULL or (files and free_files == 0):
             return DestinationFull(
                 "no space left on the server",
                 hint="free some space and run the same command again",

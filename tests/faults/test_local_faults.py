@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
+from sshd import running_sshd
 
 import fastsync as library
 from fastsync_local import copying
@@ -193,6 +194,33 @@ def test_a_read_only_disk(
     assert done.code == 7
     assert "dest/b: read-only file system" in done.stderr
     assert picture(disk.root) == before
+
+
+def test_a_disk_of_a_server(
+    fastsync: Fastsync, plant: Plant, debris: Debris, disk: Disk, tmp_path: Path
+) -> None:
+    """SFTP says "failure" of a full disk and of a read-only one; we say which it is."""
+    plant(tmp_path / "src", {"dir/a": "a", "large": os.urandom(12 << 20)})
+    plant(disk.root / "dest", {"large": "the old one", "extra": "x"})
+    (tmp_path / "sshd").mkdir()
+    with running_sshd(tmp_path / "sshd") as sshd:
+        options = [f"--{key.replace('_', '-')}={value}" for key, value in sshd.place.items()]
+        sync = ["sync", "--delete", *options, "src", sshd.url(disk.root / "dest")]
+        done = fastsync(*sync)
+        assert (done.code, "no space left on the server" in done.stderr) == (7, True), done
+        assert (disk.root / "dest/large").read_text() == "the old one"
+        assert debris(disk.root) == []
+        shutil.rmtree(disk.root / "dest/dir")
+        disk.make_read_only()
+        for change in ("small", "directory"):
+            if change == "small":
+                (tmp_path / "src/large").write_text("new")
+            else:
+                (tmp_path / "src/large").unlink()
+                (tmp_path / "src/another").mkdir()
+            done = fastsync(*sync)
+            assert (done.code, "read-only" in done.stderr) == (7, True), done
+        assert (disk.root / "dest/extra").exists()
 
 
 @pytest.mark.parametrize("size", [200_000, 20_000_000])
