@@ -268,6 +268,7 @@ def refuse_overlap(source: Source, sink: Source, wild: Wildcard | None = None) -
 
 def _refuse_kin(source: Source, sink: Source) -> None:
     """The same for what has another address in each: the names of a bind mount, say."""
+    where = str(sink.location)
     if not (offers(source, TellsAncestry) and offers(sink, TellsAncestry)):
         return
     ours, theirs = source.ancestry(), sink.ancestry()
@@ -276,7 +277,7 @@ def _refuse_kin(source: Source, sink: Source) -> None:
         (theirs[0], ours, "the source is inside the destination, by another name"),
     ):
         if mine is not None and mine in others:
-            raise UsageError(what, where=str(sink.location))
+            raise UsageError(what, where=where)
 
 
 async def backup_for(session: Session, source: Source, sink: Sink, target: Location) -> Sink | None:

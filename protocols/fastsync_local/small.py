@@ -130,7 +130,6 @@ class PageCache:
     def __init__(self) -> None:
         self._patience = _PATIENCE
 
-    @property
     def is_quick(self) -> bool:
         return self._patience > 0
 

@@ -449,9 +449,9 @@ class LocalStore:
         """See `WritesWhole.write_whole`."""
         cache, stop = self._page_cache, threading.Event()
         answers: list[FastsyncError | None] = []
-        if cache.is_quick and not options.durable:
+        if cache.is_quick() and not options.durable:
             with self._held_target("", durable=False) as held:
-                while cache.is_quick and len(answers) < len(jobs):
+                while cache.is_quick() and len(answers) < len(jobs):
                     answers += cache.write(held, jobs[len(answers) :], options, self.where)
                     await asyncio.sleep(0)  # what has come meanwhile is taken in between
         left = jobs[len(answers) :]

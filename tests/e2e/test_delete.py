@@ -432,7 +432,7 @@ def test_places_that_overlap_through_a_mount(
         pytest.skip("there is no unshare(1)")
     if tried.returncode:
         pytest.skip("nothing can be mounted here")
-    command = shlex.join(fastsync.command("sync", "--delete", source, target))
+    command = shlex.join(map(str, fastsync.command("sync", "--delete", source, target)))
     done = subprocess.run(
         [*mounted, bind + command],
         cwd=tmp_path,
