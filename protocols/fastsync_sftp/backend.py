@@ -10,7 +10,8 @@ from fastsync.backend import StoreOptions
 from fastsync.errors import FastsyncError, NotFound, Transient, UsageError
 from fastsync.location import Location
 from fastsync_sftp import packets
-from fastsync_sftp.by_asyncssh import AsyncsshDialer
+from fastsync_sftp.agreeing import agree
+from fastsync_sftp.by_asyncssh import AsyncsshDialer, notice
 from fastsync_sftp.by_openssh import OpensshDialer, find_ssh
 from fastsync_sftp.packets import REALPATH
 from fastsync_sftp.place import Place, place_of
@@ -34,8 +35,7 @@ class SftpBackend:
         place = place_of(location, options)
         pool = self._pools.get(place)
         if pool is None:
-            first, nearby = _dialers(place, options)
-            pool = Pool(place, first, nearby, options.stall_timeout_s, options.note)
+            pool = Pool(place, *_dialers(place, options), options.stall_timeout_s, options.note)
             self._pools[place] = pool
         # To look and to delete, one connection has all there is to ask for on its way at once.
         pool.allow(1 if options.light else options.streams)
@@ -53,17 +53,23 @@ class SftpBackend:
         await asyncio.gather(*(pool.aclose() for pool in pools.values()))
 
 
-def _dialers(place: Place, options: StoreOptions) -> tuple[Dialer, Dialer | None]:
-    """What makes connections, and what makes further ones to a server nearby."""
+def _dialers(place: Place, options: StoreOptions) -> tuple[Dialer, Dialer, Dialer | None]:
+    """What makes the first connection, further ones, and further ones to a server nearby."""
     ssh = find_ssh() if place.transport != "asyncssh" else None
     if place.transport == "openssh":
         if ssh is None:
             raise UsageError("no ssh is found", where=str(place), hint="--ssh-transport asyncssh")
-        return OpensshDialer(place, ssh, options.request_timeout_s), None
+        only = OpensshDialer(place, ssh, options.request_timeout_s)
+        return only, only, None
+    if ssh is not None and agree(place, options):
+        login = asyncio.get_running_loop().create_future()
+        login.add_done_callback(notice)
+        nearby = OpensshDialer(place, ssh, options.request_timeout_s, login)
+        return nearby, AsyncsshDialer(place, options, login), nearby
     first = AsyncsshDialer(place, options)
     if ssh is None or place.password is not None:
-        return first, None
-    return first, OpensshDialer(place, ssh, options.request_timeout_s)
+        return first, first, None
+    return first, first, OpensshDialer(place, ssh, options.request_timeout_s)
 
 
 async def _resolved(pool: Pool, path: str) -> tuple[bytes, bytes]:

@@ -7,8 +7,6 @@ import math
 import os
 import select
 import socket
-import struct
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -24,6 +22,7 @@ from fastsync.errors import (
     Unsupported,
     UsageError,
 )
+from fastsync_sftp import nearness
 from fastsync_sftp.configuration import Configured, read_configuration
 from fastsync_sftp.hashes import COMMAND
 from fastsync_sftp.host_keys import HostKeys
@@ -40,8 +39,6 @@ _PACKET: Final = 128 << 10
 _KEEPALIVE_S: Final = 15.0
 # How soon a question is taken back, when somebody else ends the run.
 _GLANCE_S: Final = 0.1
-# Where struct tcp_info of Linux (include/uapi/linux/tcp.h) has tcpi_min_rtt, in microseconds.
-_MIN_RTT_AT: Final = 148
 # AES-GCM first: with AES in the processor several times as fast as what asyncssh puts first. The rest
 # stays as it is.
 _CIPHERS: Final = "^aes128-gcm@openssh.com,aes256-gcm@openssh.com"
@@ -175,14 +172,17 @@ class AsyncsshDialer:
 
     name = "asyncssh"
 
-    def __init__(self, place: Place, options: StoreOptions) -> None:
+    def __init__(
+        self, place: Place, options: StoreOptions, first: asyncio.Future[None] | None = None
+    ) -> None:
         self._place = place
         self._options = options
         self._prompts = Prompts(place)
         self._connections: dict[Session, asyncssh.SSHClientConnection] = {}
         self._configured: asyncio.Task[Configured] | None = None
-        # Set while the first one logs in: its result is whether others may try to.
-        self.first: asyncio.Future[None] | None = None
+        # There from when the first one begins: its result is whether others may log in. That one may be
+        # somebody else's.
+        self.first = first
 
     async def dial(self, session: Session, known: Known, reached: Reached) -> None:
         """Begin `session` over a new connection; `reached` hears how long a round trip to the server is,
@@ -191,10 +191,10 @@ class AsyncsshDialer:
 
         Raises AccessRefused, UsageError, Transient.
         """
-        leads = self.first is None
+        leads = self.first is None or (self.first.done() and self.first.exception() is not None)
         if leads:
             self.first = asyncio.get_running_loop().create_future()
-            self.first.add_done_callback(_notice)
+            self.first.add_done_callback(notice)
         try:
             await self._dial(session, known, reached if leads else None)
         except BaseException as error:
@@ -291,7 +291,7 @@ class AsyncsshDialer:
         """Read once, for all connections."""
         if self._configured is None or self._configured.cancelled():
             self._configured = asyncio.create_task(read_configuration(self._place))
-            self._configured.add_done_callback(_notice)
+            self._configured.add_done_callback(notice)
         return await asyncio.shield(self._configured)
 
     def _host_keys(self, configured: Configured) -> HostKeys:
@@ -433,7 +433,7 @@ class AsyncsshDialer:
             await asyncio.wait([self._configured])
 
 
-def _notice(future: asyncio.Future[Any]) -> None:
+def notice(future: asyncio.Future[Any]) -> None:
     """See an exception that perhaps nobody waits for."""
     if not future.cancelled():
         future.exception()
@@ -446,23 +446,12 @@ def _said(error: OSError) -> str:
 
 
 def round_trip_s(connection: asyncssh.SSHClientConnection) -> float:
-    """The shortest round trip that TCP has seen, infinite where it does not tell. On a busy machine an
-    answer takes many times as long, for want of a processor and not because the server is far away."""
+    """The shortest round trip that TCP has seen, infinite where it does not tell."""
     sock = connection.get_extra_info("socket")
     # Over another connection (ProxyJump), that would be the way to the first host alone.
     if sock is None or connection.get_extra_info("connection") is not None:
         return math.inf
-    if not sys.platform.startswith("linux"):
-        return math.inf
-    try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _MIN_RTT_AT + 4)
-    except OSError:
-        return math.inf
-    if len(info) < _MIN_RTT_AT + 4:
-        return math.inf  # before Linux 4.6
-    (microseconds,) = struct.unpack_from("=I", info, _MIN_RTT_AT)
-    # All bits are set before the first one was measured.
-    return math.inf if microseconds in (0, 0xFFFFFFFF) else microseconds / 1e6
+    return nearness.of_socket(sock)
 
 
 def _try_to_set(sock: Any, level: int, name: int, value: int | bytes) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import re
 import shutil
 import socket
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from fastsync.backend import Buffer
@@ -20,6 +22,8 @@ from fastsync.errors import (
     Unsupported,
     UsageError,
 )
+from fastsync_sftp import nearness
+from fastsync_sftp.agreeing import config_of
 from fastsync_sftp.hashes import COMMAND
 from fastsync_sftp.place import Place
 from fastsync_sftp.session import Known, Session
@@ -32,6 +36,7 @@ _BUFFERS: Final = 512
 _END_S: Final = 1.0
 # What is kept of the beginning and of the end of what a process says.
 _SAID: Final = 32 << 10
+_FIRST_LOOK_S: Final = 0.02
 
 
 def find_ssh() -> str | None:
@@ -206,16 +211,40 @@ class OpensshDialer:
 
     name = "openssh"
 
-    def __init__(self, place: Place, ssh: str, connect_timeout_s: float) -> None:
+    def __init__(
+        self,
+        place: Place,
+        ssh: str,
+        connect_timeout_s: float,
+        first: asyncio.Future[None] | None = None,
+    ) -> None:
         self._place = place
-        self._ssh = ssh
         self._connect_timeout_s = connect_timeout_s
+        self._command = partial(command, place, ssh, connect_timeout_s)
         self._processes: dict[Session, OpensshProcess] = {}
         self._shells: list[_Shell] = []
+        self._first = first  # told how the first login went, for whoever waits with theirs
 
     async def dial(self, session: Session, known: Known, reached: Callable[[float], None]) -> None:
-        """Begin `session` over a new connection. Raises AccessRefused, UsageError, Transient. ssh does
-        not say when it has got through."""
+        """Begin `session` over a new connection. `reached` hears how long a round trip to the server is,
+        once ssh has got through, where the system tells.
+
+        Raises AccessRefused, UsageError, Transient.
+        """
+        try:
+            await self._dial(session, reached)
+        except FastsyncError as error:
+            if (
+                self._first is not None
+                and not self._first.done()
+                and not isinstance(error, Throttled)
+            ):
+                self._first.set_exception(error)
+            raise
+        if self._first is not None and not self._first.done():
+            self._first.set_result(None)
+
+    async def _dial(self, session: Session, reached: Callable[[float], None]) -> None:
         ours, theirs = socket.socketpair()
         said = _Said()
         try:
@@ -223,7 +252,7 @@ class OpensshDialer:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _PIPE)
             # A session of its own: an interrupt is for us to handle, and ssh must live until we have.
             process = await asyncio.create_subprocess_exec(
-                *command(self._place, self._ssh, self._connect_timeout_s),
+                *self._command(),
                 stdin=theirs.fileno(),
                 stdout=theirs.fileno(),
                 stderr=said.write_end,
@@ -241,9 +270,11 @@ class OpensshDialer:
         run = OpensshProcess(self._place, process, said)
         self._processes[session] = run
         stream = _Pipe(session, ours, run)
+        looking = asyncio.create_task(_look(process.pid, reached))
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 await session.begin(stream)
+            session.rtt_s = min(session.rtt_s, nearness.of_process(process.pid))
         except BaseException as error:
             session.close()
             await asyncio.shield(self.hang_up(session))
@@ -255,10 +286,12 @@ class OpensshDialer:
             if type(error) is Transient and _UNREACHED.search(error.message) is None:
                 raise Throttled(error.message, where=error.where) from error
             raise
+        finally:
+            looking.cancel()
 
     async def shell(self) -> _Shell:
         """See `Dialer.shell`: a process more."""
-        *argv, _, dashes, host, _ = command(self._place, self._ssh, self._connect_timeout_s)
+        *argv, _, dashes, host, _ = self._command()
         try:
             process = await asyncio.create_subprocess_exec(
                 *argv, dashes, host, COMMAND,
@@ -286,6 +319,18 @@ class OpensshDialer:
             await shell.end()
 
 
+async def _look(pid: int, reached: Callable[[float], None]) -> None:
+    """Tell once ssh has got through."""
+    pause_s = _FIRST_LOOK_S
+    while True:
+        await asyncio.sleep(pause_s)
+        rtt_s = nearness.of_process(pid)
+        if rtt_s < math.inf:
+            reached(rtt_s)
+            return
+        pause_s *= 1.5
+
+
 def command(place: Place, ssh: str, connect_timeout_s: float) -> list[str]:
     """The command line, without anything secret. Nobody is there to answer a question: BatchMode."""
     options = {
@@ -299,14 +344,22 @@ def command(place: Place, ssh: str, connect_timeout_s: float) -> list[str]:
         "ControlMaster": "no",
         "ControlPath": "none",
         "StrictHostKeyChecking": "accept-new" if place.accept_new else "yes",
-        "ConnectTimeout": str(max(1, round(connect_timeout_s))),
+        # After ours.
+        "ConnectTimeout": str(1 + math.ceil(connect_timeout_s)),
         "ServerAliveInterval": "15",
         # Else it does not tell the key of a host that it refuses; and QUIET would tell nothing.
         "LogLevel": "DEBUG",
         "Ciphers": "^aes128-gcm@openssh.com,aes256-gcm@openssh.com",
     }
     argv = [ssh, "-x", "-a", "-T"]
-    if place.config is not None:
+    if place.transport == "auto":
+        # What asyncssh would read, believe and offer, and nothing beside it.
+        argv += ["-F", config_of(place) or "none"]
+        options |= {
+            "UpdateHostKeys": "no",
+            "PreferredAuthentications": "publickey",
+        }
+    elif place.config is not None:
         argv += ["-F", place.config]
     if place.identity is not None:
         argv += ["-i", place.identity, "-o", "IdentitiesOnly=yes"]

@@ -2,18 +2,26 @@
 
 Work begins on the first one. More come while work waits: far away all that are allowed at once, for each
 is limited by its window and not by the way; nearby one by one, as long as each makes it faster. Nearby the
-processor is the limit, so they are made by the system's ssh if there is one, which has its own; the
-connection in this process then keeps to small requests.
+processor is the limit, so they are made by the system's ssh if there is one, which has its own; if the first
+one is in this process, it then keeps to small requests.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
-from fastsync.errors import AccessRefused, FastsyncError, Throttled, Transient, UsageError
+from fastsync.errors import (
+    AccessRefused,
+    FastsyncError,
+    Stalled,
+    Throttled,
+    Transient,
+    UsageError,
+)
 from fastsync_sftp.bulk import OrderedReading, RemoteFile, Spreader, Transfer
 from fastsync_sftp.disk import Disk
 from fastsync_sftp.hashes import RemoteHashes, Shell
@@ -61,6 +69,7 @@ class Pool:
         self,
         place: Place,
         first: Dialer,
+        further: Dialer,
         nearby: Dialer | None,
         stall_timeout_s: float,
         note: Callable[[str], None],
@@ -72,6 +81,8 @@ class Pool:
         self.dispatcher = Dispatcher(self.sessions)
         self.spreader.on_hunger = self.dispatcher.on_hunger = self._hunger
         self._first = first
+        self._further = further
+        self._dialers = {first, further, *([nearby] if nearby is not None else [])}
         self._nearby = nearby
         self._dialer_of: dict[Session, Dialer] = {}
         self._most = 1
@@ -89,8 +100,7 @@ class Pool:
         self.hashes = RemoteHashes(self._shell, self.lacks)
 
     async def _shell(self) -> Shell:
-        await self.session()
-        return await self._first.shell()
+        return await self._dialer_of[await self.session()].shell()
 
     def allow(self, streams: int) -> None:
         """A store more that may use so many streams."""
@@ -188,12 +198,13 @@ class Pool:
                 if attempt >= _DIALS or self._is_closed or not (self.sessions or is_first):
                     raise  # further ones do not press on where even the first is not let in
                 await asyncio.sleep(random.uniform(0.5, 1.0) * 0.2 * 2**attempt)
-            except (AccessRefused, UsageError):
-                if dialer is not self._nearby:
+            except (AccessRefused, UsageError, Transient) as error:
+                is_late = isinstance(error, Stalled) or isinstance(error.__cause__, TimeoutError)
+                if dialer is not self._nearby or dialer is self._further or is_late:
                     raise
-                # What got in with a password, or by a setting that only asyncssh knows.
+                # It takes a password, or a setting that only asyncssh knows; or asyncssh tells more.
                 self._nearby = None
-                dialer = self._first
+                self._first = dialer = self._further
         session.on_loss = self._lost
         session.lacks = self.lacks
         if session.handles.are_few:
@@ -278,9 +289,13 @@ class Pool:
             return
         loop = asyncio.get_running_loop()
         before = 0.0
+        most = self._most
         if self._nearby is not None:
-            await self._add(1)
-        while self.sessions and len(self.sessions) < self._most:
+            # Each has a processor busy while it moves anything, and one for a tenth of a second to log in.
+            own = sum(dialer is not self._nearby for dialer in self._dialer_of.values())
+            most = min(most, own + max(2, os.cpu_count() or 1))
+            await self._add(min(1, most - len(self.sessions)))
+        while self.sessions and len(self.sessions) < most:
             moved, started = self.spreader.moved, loop.time()
             await asyncio.sleep(_WATCH_S)
             if not (self.spreader.busy or self.dispatcher.busy):
@@ -300,7 +315,7 @@ class Pool:
             await asyncio.sleep(delay_s)
             async with turns:
                 is_near = self.sessions and self.sessions[0].rtt_s < _FAR_S
-                await self._dial(self._nearby if self._nearby and is_near else self._first)
+                await self._dial(self._nearby if self._nearby and is_near else self._further)
 
         dials = [add(index * random.uniform(0.002, 0.006)) for index in range(count)]
         await asyncio.gather(*dials, return_exceptions=True)
@@ -318,9 +333,8 @@ class Pool:
         for session in list(self.sessions):
             session.close()
         await asyncio.gather(*self._closing, return_exceptions=True)
-        await self._first.aclose()
-        if self._nearby is not None:
-            await self._nearby.aclose()
+        for dialer in self._dialers:
+            await dialer.aclose()
         self.disk.close()
 
 

@@ -10,6 +10,7 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 import termios
 import time
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from sshd import OurServer, Sshd, running_sshd
 if TYPE_CHECKING:
     from tests.conftest import Fastsync
 
-TRANSPORTS = ["asyncssh", "openssh"]
+TRANSPORTS = ["asyncssh", "openssh", "auto"]
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +142,48 @@ def test_a_host_with_a_certificate(
         assert "revoked" in refused.stderr
 
 
+def test_a_key_that_nobody_knows(
+    fastsync: Fastsync, sshd: Sshd, there: Path, tmp_path: Path
+) -> None:
+    """The system's ssh tries first, asyncssh says how it went, and that is all."""
+    _keygen("-t", "ed25519", "-N", "", "-f", str(tmp_path / "stranger"))
+    way = ["--known-hosts", str(sshd.known_hosts), "--ssh-config", str(sshd.config)]
+    before = sshd.log.read_text()
+    done = fastsync("cp", *way, "--identity", "stranger", sshd.url(there / "file"), "copy")
+    assert done.code == 5
+    assert "log in with a key that the server knows" in done.stderr
+    said = sshd.log.read_text().removeprefix(before)
+    assert 1 <= said.count("Connection closed by") + said.count("Connection reset by") <= 2, said
+
+
+@pytest.mark.skipif(shutil.which("ssh") is None, reason="no ssh is installed")
+def test_nearby_the_system_s_ssh_does_it_all(
+    fastsync: Fastsync, sshd: Sshd, there: Path, tmp_path: Path
+) -> None:
+    (there / "large").write_bytes(content := bytes(range(256)) * (96 << 10))
+    script = (
+        "import sys; from fastsync.cli.main import main\n"
+        "try: sys.exit(main(sys.argv[1:]))\n"
+        "finally: print(sorted({'asyncssh', 'cryptography'} & set(sys.modules)))"
+    )
+    way = ["--identity", str(sshd.identity), "--known-hosts", str(sshd.known_hosts)]
+    command = [sys.executable, "-c", script, "cp", *way, "--ssh-config", str(sshd.config)]
+    for source, copy in (
+        (there / "large", sshd.url(there / "up")),
+        (sshd.url(there / "up"), "down"),
+    ):
+        done = subprocess.run(
+            [*command, source, copy],
+            env=fastsync.environ,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+    assert (tmp_path / "down").read_bytes() == content
+
+
 def _keygen(*arguments: str) -> None:
     quiet = subprocess.DEVNULL
     subprocess.run(["ssh-keygen", "-q", *arguments], check=True, stdin=quiet, stdout=quiet)
@@ -218,7 +261,7 @@ def test_a_passphrase(
     shutil.copy(f"{sshd.identity}.pub", f"{key}.pub")
     _keygen("-p", "-P", "", "-N", "open sesame", "-f", str(key))
     way = ["--identity", str(key), "--known-hosts", str(sshd.known_hosts)]
-    way += ["--ssh-config", str(sshd.config), "--ssh-transport", "asyncssh"]
+    way += ["--ssh-config", str(sshd.config)]
     arguments = ["cp", *way, sshd.url(there / "file"), "copy"]
     done, shown = on_terminal(fastsync, arguments, [answer])
     assert done == code, shown
