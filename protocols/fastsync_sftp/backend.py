@@ -13,7 +13,7 @@ from fastsync_sftp import packets
 from fastsync_sftp.agreeing import agree
 from fastsync_sftp.by_asyncssh import AsyncsshDialer, notice
 from fastsync_sftp.by_openssh import OpensshDialer, find_ssh
-from fastsync_sftp.packets import REALPATH
+from fastsync_sftp.packets import REALPATH, STAT, Request
 from fastsync_sftp.place import Place, place_of
 from fastsync_sftp.pool import Dialer, Pool
 from fastsync_sftp.scripts import Script, run
@@ -36,6 +36,7 @@ class SftpBackend:
         pool = self._pools.get(place)
         if pool is None:
             pool = Pool(place, *_dialers(place, options), options.stall_timeout_s, options.note)
+            pool.foreseen = _first_looks(location.path)
             self._pools[place] = pool
         # To look and to delete, one connection has all there is to ask for on its way at once.
         pool.allow(1 if options.light else options.streams)
@@ -70,6 +71,17 @@ def _dialers(place: Place, options: StoreOptions) -> tuple[Dialer, Dialer, Diale
     if ssh is None or place.password is not None:
         return first, first, None
     return first, first, OpensshDialer(place, ssh, options.request_timeout_s)
+
+
+def _first_looks(path: str) -> list[Request]:
+    """What will be asked of a location and of the directory that holds it."""
+    root = os.fsencode(path)
+    if not root.startswith(b"/") or root.startswith(b"/~") or b"\0" in root:
+        return []
+    looks = [packets.on_path(REALPATH, root), packets.on_path(STAT, root)]
+    if not root.endswith(b"/"):
+        looks.append(packets.on_path(REALPATH, root[: root.rindex(b"/") + 1]))
+    return looks
 
 
 async def _resolved(pool: Pool, path: str) -> tuple[bytes, bytes]:

@@ -272,7 +272,7 @@ class AsyncsshDialer:
         if known is not None:
             return
         try:
-            await session.begin(stream)
+            await session.begin(stream, is_in=True)
         except FastsyncError:
             await creating  # which says more, if it is the subsystem that is missing
             raise

@@ -25,6 +25,7 @@ from fastsync.errors import (
 from fastsync_sftp.bulk import OrderedReading, RemoteFile, Spreader, Transfer
 from fastsync_sftp.disk import Disk
 from fastsync_sftp.hashes import RemoteHashes, Shell
+from fastsync_sftp.packets import Request
 from fastsync_sftp.place import Place
 from fastsync_sftp.scripts import Dispatcher, Written, run
 from fastsync_sftp.session import Known, Server, Session
@@ -97,6 +98,8 @@ class Pool:
         self._closing: set[asyncio.Task[None]] = set()
         self._is_closed = False
         self.extensions: Mapping[bytes, bytes] = {}
+        self._beginning: set[Session] = set()
+        self.foreseen: Sequence[Request] = ()  # see `Session.foresee`
         self.hashes = RemoteHashes(self._shell, self.lacks)
 
     async def _shell(self) -> Shell:
@@ -187,6 +190,8 @@ class Pool:
         attempt = 0
         while True:
             session = Session(self._stall_timeout_s)
+            session.foresee(self.foreseen)
+            self._beginning.add(session)
             try:
                 await dialer.dial(session, self._known, self._reached)
                 if session.error is not None:
@@ -205,13 +210,18 @@ class Pool:
                 # It takes a password, or a setting that only asyncssh knows; or asyncssh tells more.
                 self._nearby = None
                 self._first = dialer = self._further
+            finally:
+                self._beginning.discard(session)
         session.on_loss = self._lost
         session.lacks = self.lacks
         if session.handles.are_few:
             session.lacks(session.few_handles())
+        self.foreseen = ()
         self._dialer_of[session] = dialer
         self.extensions = session.extensions
         self.sessions.append(session)
+        for each in self._beginning:
+            each.learn(session.server)
         self._spare()
         # What one measures above the others is the server's work to begin a session.
         nearest = min(each.rtt_s for each in self.sessions)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 from fastsync.backend import Buffer
@@ -19,8 +20,12 @@ from fastsync_sftp.packets import (
     CLOSE,
     DATA,
     LOST,
+    LSTAT,
     OPEN,
     OPENDIR,
+    REALPATH,
+    STAT,
+    STATUS,
     VERSION,
     BrokenProtocol,
     Reply,
@@ -49,6 +54,8 @@ _LEAST_WINDOW: Final = 8 * MAX_BLOCK
 # the way: no more requests than there are, and from the second pair on fewer.
 _UNHURRIED: Final = (1.25, 0.02)
 _LATE: Final = (1.5, 0.04)
+# How long the answer to a look that was foreseen may be used.
+_FRESH_S: Final = 1.0
 # Looks for a stall in each stall timeout.
 _LOOKS: Final = 8
 
@@ -119,6 +126,9 @@ class Session:
         self._kind = 0
         self._id = 0
         self._greeting: asyncio.Future[bytes] | None = None
+        self._learnt: asyncio.Future[Server] = self._loop.create_future()
+        self._foreseen: Sequence[Request] = ()
+        self._early: dict[Request, asyncio.Future[Reply]] = {}
         self._received = 0
         self._seen: tuple[int, int] = (0, 0)
         self._idle_looks = 0
@@ -127,14 +137,28 @@ class Session:
 
     # -- beginning and end ---------------------------------------------------------------------------
 
-    async def begin(self, stream: ByteStream) -> None:
-        """Agree on the version, and ask for limits in the same breath. Raises Transient, BrokenProtocol."""
+    def foresee(self, requests: Sequence[Request]) -> None:
+        """Looks that somebody will soon ask for: they go with the greeting. The first who asks within
+        `_FRESH_S` gets the answer."""
+        self._foreseen = requests
+
+    async def begin(self, stream: ByteStream, *, is_in: bool = False) -> None:
+        """Agree on the version, and ask for limits in the same breath. One that has logged in for sure may
+        `learn` meanwhile what it asks for. Raises Transient, BrokenProtocol."""
         greeted = self._greet(stream)
         limits = self.call(packets.extended(b"limits@openssh.com"))
+        early = {request: self.call(request) for request in self._foreseen}
         started = self._loop.time()
-        self.extensions = packets.read_extensions(await greeted)
+        both = asyncio.gather(greeted, limits)
+        both.add_done_callback(_notice)
+        ends: list[asyncio.Future[Any]] = [both, self._learnt] if is_in else [both]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if not both.done():
+            self._know(self._learnt.result())
+            return
+        greeting, (kind, body) = both.result()
         self.rtt_s = self._loop.time() - started
-        kind, body = await limits
+        self.extensions = packets.read_extensions(greeting)
         if kind == packets.EXTENDED_REPLY and len(body) >= 32:
             _, read, write, handles = struct.unpack_from(">QQQQ", body)
             self.limits = ServerLimits(
@@ -146,6 +170,9 @@ class Session:
         elif kind == LOST:
             raise body
         self._measure()
+        if early:
+            self._early = early
+            self._loop.call_later(_FRESH_S, early.clear)
 
     def _measure(self) -> None:
         """See how long a round trip is; the greeting told how long the server takes to begin as well."""
@@ -154,20 +181,30 @@ class Session:
         def answered(_kind: int, _body: Any) -> None:
             self.rtt_s = min(self.rtt_s, self._loop.time() - started)
 
-        self.submit(packets.on_path(packets.REALPATH, b"."), answered)
+        self.submit(packets.on_path(REALPATH, b"."), answered)
 
     def begin_with(self, stream: ByteStream, server: Server) -> None:
         """Begin with a server that is known, without waiting for its greeting: requests may follow."""
+        self._know(server)
+        self._greet(stream)
+
+    def learn(self, server: Server) -> None:
+        """Take what another session has learnt. Idempotent."""
+        if not self._learnt.done():
+            self._learnt.set_result(server)
+
+    def _know(self, server: Server) -> None:
         self.limits, self.extensions, self.rtt_s = server
         self.handles.most = self.limits.handles
-        self._greet(stream)
 
     def _greet(self, stream: ByteStream) -> asyncio.Future[bytes]:
         self.stream = stream
         self._greeting = self._loop.create_future()
         self._greeting.add_done_callback(_notice)
         self._look()
-        stream.write([_u32.pack(5), bytes([packets.INIT]), _u32.pack(3)])
+        # With what is asked in this turn: a second small packet might wait until the first has arrived.
+        self._out += [_u32.pack(5), bytes([packets.INIT]), _u32.pack(3)]
+        self._loop.call_soon(self._flush)
         return self._greeting
 
     @property
@@ -233,12 +270,27 @@ class Session:
     def submit(self, request: Request, answered: Answered) -> None:
         """Send a request; `answered` gets the type and the body of the answer, or LOST and an error."""
         kind = request[0]
-        if kind in (OPEN, OPENDIR):
+        if self._early and (early := self._foreseen_answer(request)) is not None:
+            early.add_done_callback(partial(self._take, request, answered))
+        elif kind in (OPEN, OPENDIR):
             self.handles.open(request, answered)
         elif kind == CLOSE:
             self.handles.close(request, answered)
         else:
             self._send(request, answered)
+
+    def _foreseen_answer(self, request: Request) -> asyncio.Future[Reply] | None:
+        if request[0] in (LSTAT, REALPATH, STAT):
+            return self._early.pop(request, None)
+        self._early.clear()  # from here on things may change
+        return None
+
+    def _take(self, request: Request, answered: Answered, early: asyncio.Future[Reply]) -> None:
+        kind, body = early.result()
+        if kind == STATUS:  # what was not there may have been made since
+            self._send(request, answered)
+        else:
+            answered(kind, body)
 
     def _send(self, request: Request, answered: Answered) -> None:
         if self.error is not None:
@@ -376,7 +428,7 @@ def _content(pieces: list[memoryview]) -> list[memoryview]:
     return pieces
 
 
-def _notice(greeting: asyncio.Future[bytes]) -> None:
+def _notice(greeting: asyncio.Future[Any]) -> None:
     """See an exception that nobody waits for."""
     if not greeting.cancelled():
         greeting.exception()

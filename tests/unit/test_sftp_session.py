@@ -71,7 +71,9 @@ async def test_answers_in_pieces_of_any_size(step: int) -> None:
 
 async def test_requests_leave_together() -> None:
     session, wire = begun()
+    await asyncio.sleep(0)
     greeting = len(wire.sent)
+    assert greeting
     asked(session, 3)
     assert len(wire.sent) == greeting
     await asyncio.sleep(0)
@@ -101,6 +103,61 @@ async def test_what_is_no_sftp_ends_the_session(answer: bytes) -> None:
     assert not wire.is_open
     assert [kind for kind, _ in got] == [LOST]
     assert isinstance(got[0][1], BrokenProtocol)
+
+
+async def _foreseen(kind: int = ATTRS) -> tuple[Session, Wire]:
+    """A session that has asked for a look at "/" with its greeting."""
+    session, wire = Session(60.0), Wire()
+    session.foresee([packets.on_path(packets.STAT, b"/")])
+    beginning = asyncio.create_task(session.begin(wire))
+    await asyncio.sleep(0.001)
+    assert wire.sent.endswith(message(packets.STAT, 1, packets.string(b"/")))
+    session.feed(message(2, 3) + message(STATUS, 0, bytes(4)) + message(kind, 1, b"early"))
+    await beginning
+    return session, wire
+
+
+async def test_a_look_that_was_foreseen_is_asked_for_once() -> None:
+    session, wire = await _foreseen()
+    got = asked(session, 2)
+    await asyncio.sleep(0.001)
+    assert got == [(ATTRS, b"early")]
+    assert wire.sent.endswith(message(packets.STAT, 3, packets.string(b"/")))
+    session.feed(message(STATUS, 3, b"late"))
+    assert got[1:] == [(STATUS, b"late")]
+
+
+async def test_what_was_not_there_is_asked_for_again() -> None:
+    session, wire = await _foreseen(STATUS)
+    got = asked(session, 1)
+    await asyncio.sleep(0.001)
+    assert got == []
+    assert wire.sent.endswith(message(packets.STAT, 3, packets.string(b"/")))
+    session.close()
+
+
+async def test_what_was_foreseen_is_forgotten_with_the_first_change() -> None:
+    session, _ = await _foreseen()
+    session.submit(packets.on_path(packets.RMDIR, b"/"), lambda _kind, _body: None)
+    got = asked(session, 1)
+    await asyncio.sleep(0.001)
+    assert got == []
+    session.close()
+    assert [kind for kind, _ in got] == [LOST]
+
+
+@pytest.mark.parametrize("is_in", [True, False])
+async def test_who_is_in_need_not_ask_what_others_have_learnt(is_in: bool) -> None:
+    """Who may not be let in yet has to wait for the server's own word."""
+    session = Session(60.0)
+    beginning = asyncio.create_task(session.begin(Wire(), is_in=is_in))
+    session.learn(Server(ServerLimits(read=1), {}, 0.5))
+    await asyncio.wait([beginning], timeout=0.01)
+    assert beginning.done() == is_in
+    session.feed(message(2, 3) + message(STATUS, 0, bytes(4)))
+    await beginning
+    assert (session.limits.read == 1) == is_in
+    session.close()
 
 
 async def test_everybody_hears_of_a_loss_once() -> None:
