@@ -22,6 +22,7 @@ async def rename(session: Session, works: Works, engine: Engine) -> None:
         or settings.size_only
         or settings.backup_dir
         or settings.manifest
+        or settings.durable
         or settings.links != "keep"
         or session.files is not None
         or not session.request.filter().is_empty

@@ -65,6 +65,7 @@ from fastsync_local.files import (
 )
 from fastsync_local.held import OPEN_DIRECTORY, HeldDirectories, Root, insist
 from fastsync_local.lanes import Lane, LaneFailed
+from fastsync_local.moving import device_of, move
 from fastsync_local.small import PageCache, read_files, write_files
 from fastsync_local.spelling import folds_below
 from fastsync_local.temporary import GLANCE, Names, found_in, state_of, sweep
@@ -536,6 +537,25 @@ class LocalStore:
         if kind == "read":
             return from_os_error(OSError(number, text), source.where(job[0]))
         return write_error(OSError(number, text), self.where(job[1]), self.root.path, job[2])
+
+    def can_move_from(self, source: Source) -> bool:
+        """See `MovesWithin.can_move_from`."""
+        if not isinstance(source, LocalStore):
+            return False
+        ours, theirs = (device_of(os.path.abspath(each.root.path)) for each in (self, source))
+        return ours is not None and ours == theirs
+
+    async def move_from(
+        self, source: Source, jobs: Sequence[CopyJob]
+    ) -> list[FastsyncError | None]:
+        """See `MovesWithin.move_from`."""
+        assert isinstance(source, LocalStore)
+
+        def one(held: HeldDirectories, job: CopyJob) -> None:
+            with source._held_target(job.entry.path, create=False) as theirs:
+                move(theirs, held, job)
+
+        return await self._each(jobs, lambda job: job.path, one, create=True)
 
     async def delete(self, entries: Sequence[Entry]) -> list[FastsyncError | None]:
         """See `Sink.delete`."""

@@ -21,7 +21,12 @@ VERBS = (
     ("sync", "--delete", "PLACE", "to"),
     ("sync", "--delete", "to", "PLACE"),
     ("cp", "-R", "PLACE", "other"),
-    ("mv", "PLACE", "moved"),
+    (
+        "mv",
+        "--size-only",
+        "PLACE",
+        "moved",
+    ),  # else it has another name, and nobody needs to list it
     ("rm", "-R", "PLACE"),
     ("ls", "PLACE"),
     ("ls", "-R", "PLACE"),

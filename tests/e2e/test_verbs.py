@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,13 +88,45 @@ def test_rm_as_json(fastsync: Fastsync, tree: Path) -> None:
 
 
 def test_mv(fastsync: Fastsync, tree: Path, tmp_path: Path) -> None:
-    inode = (tree / "d/e/c").read_bytes(), (tree / "d/e/c").stat().st_mtime_ns
-    assert fastsync("mv", "t", "u") == (0, "", "")
+    """By copies, where a rule may leave something behind."""
+    before = (tree / "d/e/c").read_bytes(), (tree / "d/e/c").stat().st_mtime_ns
+    assert fastsync("mv", "--size-only", "t", "u") == (0, "", "")
     assert not tree.exists()
     moved = tmp_path / "u/d/e/c"
-    assert (moved.read_bytes(), moved.stat().st_mtime_ns) == inode
+    assert (moved.read_bytes(), moved.stat().st_mtime_ns) == before
     assert os.readlink(tmp_path / "u/link") == "d/b"
     assert (tmp_path / "u/empty").is_dir()
+
+
+def test_mv_on_one_disk_is_another_name(
+    fastsync: Fastsync, tree: Path, tmp_path: Path, plant: Plant
+) -> None:
+    plant(tmp_path, {"x": "x", "old": "old", "into/t/there": "there"})
+    os.link(tmp_path / "x", tmp_path / "linked")
+    tops = {name: (tmp_path / name).stat().st_ino for name in ("t", "x")}
+    assert fastsync("mv", "-n", "t", "new/u").stdout == "would rename t -> new/u\n"
+    assert fastsync("mv", "t", "new/u") == (0, "", "")
+    assert (tmp_path / "new/u").stat().st_ino == tops["t"]
+    assert fastsync("mv", "x", "old") == (0, "", "")
+    assert (tmp_path / "old").stat().st_ino == tops["x"]
+    # What is there already is merged with, and another name of the file is no place to move it to.
+    (tmp_path / "new/u").rename(tree)
+    assert fastsync("mv", "t", "into/") == (0, "", "")
+    assert (tmp_path / "into/t/there").exists()
+    assert (tmp_path / "into/t").stat().st_ino != tops["t"]
+    fastsync("mv", "old", "linked")
+    assert (tmp_path / "linked").read_text() == "x"
+
+
+def test_mv_to_another_disk_copies(fastsync: Fastsync, tree: Path, tmp_path: Path) -> None:
+    shm = Path("/dev/shm")
+    if not shm.is_dir() or shm.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is only one disk")
+    with tempfile.TemporaryDirectory(dir=shm) as other:
+        assert "would copy" in fastsync("mv", "-n", "t", f"{other}/u").stdout
+        assert fastsync("mv", "t", f"{other}/u") == (0, "", "")
+        assert (Path(other) / "u/d/e/c").exists()
+    assert not tree.exists()
 
 
 def test_mv_keeps_what_a_filter_hides(fastsync: Fastsync, tree: Path, tmp_path: Path) -> None:
@@ -106,7 +139,7 @@ def test_mv_keeps_what_it_could_not_read(
     fastsync: Fastsync, tree: Path, tmp_path: Path, unprivileged: list[str]
 ) -> None:
     (tree / "d/b").chmod(0)
-    done = fastsync("mv", "t", "u", under=unprivileged)
+    done = fastsync("mv", "--size-only", "t", "u", under=unprivileged)
     assert done.code == 1
     assert [str(path.relative_to(tree)) for path in tree.rglob("*")] == ["d", "d/b"]
     assert not (tmp_path / "u/d/b").exists()
