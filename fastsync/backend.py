@@ -195,7 +195,8 @@ class Limits:
     `raw_names`: every name can be written, also such as no disk takes ("a//b", "dir/"). `rechecks`: uploads
     that are taken up again are `Rechecks`. `checks_writes`: every byte goes with a digest, which the store
     compares before a file appears. `rereads`: see `WriteOptions.reread`. `slow_digests`: small files are
-    sooner read than digested.
+    sooner read than digested. `first_streams`: how many streams of a large file are worth beginning with
+    where processors are few; one, where a stream leaves nearly all of the work to the kernel.
     """
 
     min_part: int = 1
@@ -212,6 +213,7 @@ class Limits:
     checks_writes: bool = False
     rereads: bool = False
     slow_digests: bool = False
+    first_streams: int = 2
 
 
 # Parts of one length, in a `Grid` that grows.

@@ -59,7 +59,7 @@ from fastsync.pace import Pace
 from fastsync.patience import persistently
 from fastsync.rereading import RangeDigest, Seen, compare_ends
 from fastsync.resuming import Trace, UploadLog, begin, gaps, version_of
-from fastsync.widening import Widening
+from fastsync.widening import Widening, few
 from fastsync.workers import run_all
 
 Route: TypeAlias = Literal["within", "whole", "parts", "stream"]
@@ -277,7 +277,7 @@ class _Move:
                 await self._part(*first[0])
             elif first:
                 width = min(self.lanes.streams.limit, len(first))
-                self.widening = Widening(width)
+                self.widening = Widening(width, few(source.limits.first_streams))
                 async with self.widening.watched():
                     await run_all(width, (self._part(*one) for one in chain(first, ranges)))
             if self.file is not None:

@@ -11,9 +11,9 @@ from typing import Final
 
 from fastsync.budget import Budget
 
-# One thread receives what one processor of a server nearby can send: a second one only takes turns with
-# both, unless there are processors to spare.
-FEW_STREAMS: Final = 1 if (os.cpu_count() or 1) < 4 else 2
+FEW_STREAMS: Final = 2
+# With fewer, they are what a server nearby and we share.
+_SPARE_PROCESSORS: Final = 4
 # What a stream brings, in bytes per second, where processors are the limit: a further one would only take
 # turns with it. Far places, and services that pace each connection (S3: 85 to 90 MB/s), bring less.
 FULL_STREAM: Final = 96 << 20
@@ -26,6 +26,11 @@ _GAIN: Final = 1.25
 _PATIENCE_S: Final = 2.0
 # Where nothing has come for so long, it is the way that takes the time.
 FAR_S: Final = 0.09
+
+
+def few(first_streams: int) -> int:
+    """How many to begin with, of a store that does best with so many where processors are few."""
+    return first_streams if (os.cpu_count() or 1) < _SPARE_PROCESSORS else FEW_STREAMS
 
 
 class Widening:

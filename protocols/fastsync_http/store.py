@@ -41,7 +41,7 @@ _PAGES: Final = ("text/html", "application/xhtml+xml", "application/json")
 class HttpStore:
     """What is below an address, or the one file there (see `stat` of "")."""
 
-    limits: Final = Limits(mtime_step_ns=SECOND_NS)
+    limits: Final = Limits(mtime_step_ns=SECOND_NS, first_streams=1)
 
     def __init__(
         self, client: Client, location: Location, target: Target, checksum: Expected | None

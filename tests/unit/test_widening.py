@@ -2,7 +2,9 @@
 
 import asyncio
 
-from fastsync.widening import FAR_S, FULL_STREAM, LOOK_S, Widening
+import pytest
+
+from fastsync.widening import FAR_S, FEW_STREAMS, FULL_STREAM, LOOK_S, Widening, few
 
 FEW = 2
 
@@ -81,3 +83,12 @@ async def test_whoever_waits_for_a_stream_gets_one_that_is_added() -> None:
     clock.now += FAR_S
     widening.look()
     assert await waiting == 1
+
+
+def test_a_store_says_how_many_to_begin_with_where_processors_are_few(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert few(1) == 1
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    assert few(1) == FEW_STREAMS
