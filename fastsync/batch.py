@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
 from fastsync.budget import Budget
-from fastsync.bundles import Bundle, directories_of, run_bundle
+from fastsync.bundles import LISTED_FROM, Bundle, directories_of, run_bundle
 from fastsync.engine import TICK_S
 from fastsync.errors import FastsyncError, UsageError, worst_exit
 from fastsync.events import Item, Totals
@@ -35,7 +36,7 @@ _COUNTS: Final = tuple(
 class Task:
     """A line of a batch: its number, from 1, its text, what was asked for in it, between which places (a
     removal has no `target`), and what runs it by itself. `between` has the directories of what may be one of
-    a bundle."""
+    a bundle, `above` others that more lines have in common (see `Foresight.above`)."""
 
     number: int
     text: str
@@ -45,6 +46,7 @@ class Task:
     target: Location | None
     start: Callable[[Request], Awaitable[Summary]]
     between: tuple[Location, Location] | None = None
+    above: tuple[Location, Location, str] | None = None
 
 
 class _Watch:
@@ -226,6 +228,7 @@ async def _foresee(foresight: Foresight, task: Task) -> None:
                 if apart or source.host != target.host:
                     return
             elif await foresight.parts(request, *task.between):
+                task.above = await foresight.above(request, source, task.between[1])
                 return
     await foresight.refuse(task.verb, task.sources, target, request)
 
@@ -235,6 +238,7 @@ def _units(
 ) -> Iterator[Callable[[], Coroutine[Any, Any, None]]]:
     """What is run at once: copies of files between the same directories, and lines by themselves."""
     found: dict[tuple[int, Location, Location], list[tuple[Bundle, dict[str, Task]]]] = {}
+    many = Counter((id(task.request), task.between) for task in tasks)
     for task in tasks:
         source, target = task.sources[0], task.target
         if task.between is None or target is None:
@@ -242,7 +246,11 @@ def _units(
             continue
         here, there = task.between
         names = source.name, target.name
-        if (here, there) != (source.parent(), target.parent()):
+        if task.above is not None and many[id(task.request), task.between] < LISTED_FROM:
+            # Few have these two directories in common.
+            here, there, path = task.above
+            names = path, target.path.removeprefix("/")
+        elif (here, there) != (source.parent(), target.parent()):
             names = source.path.removeprefix("/"), target.path.removeprefix("/")
         same = found.setdefault((id(task.request), here, there), [])
         # A name that goes to two places goes twice.

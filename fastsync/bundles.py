@@ -23,7 +23,7 @@ from fastsync.work import Work
 from fastsync.works import engine_for, files
 
 # Fewer names are looked at one by one.
-_LISTED_FROM: Final = 16
+LISTED_FROM: Final = 16
 # A listing is given up that has more to it than what is looked for.
 _MOST_LISTED: Final = 1000
 _MOST_FOR_EACH: Final = 4
@@ -102,7 +102,8 @@ async def _found(
     store: Source, names: Collection[str], options: ScanOptions, width: int
 ) -> dict[str, Entry | None]:
     """What stands at these names, None for nothing; those that cannot be told are not in the answer."""
-    if len(names) >= _LISTED_FROM:
+    # Not all that is on a disk; of what has no directories, a listing knows where to begin.
+    if len(names) >= LISTED_FROM and (store.limits.raw_names or not options.recursive):
         listed = await _listed(store, names, options)
         if listed is not None:
             return listed

@@ -16,7 +16,7 @@ from typing import Final
 from fastsync.backend import LocalFiles, offers
 from fastsync.errors import FastsyncError, UsageError
 from fastsync.events import Silent
-from fastsync.location import Location
+from fastsync.location import LOCAL_SCHEME, Location
 from fastsync.session import Request, Session, Shared, as_sink
 from fastsync.wildcards import find
 from fastsync.works import (
@@ -60,6 +60,8 @@ class Foresight:
     ) -> tuple[Location, Location] | None:
         """The places above two directories of which all that is below is reached in the same way, names with
         slashes and all: buckets, say. None where directories count."""
+        if _judges_paths(request):
+            return None
         key = (id(request), here.scheme, here.host, there.scheme, there.host)
         is_flat = self._flat.get(key)
         if is_flat is None:
@@ -74,6 +76,34 @@ class Foresight:
                 asked(above[0], "source")
             ) and dict(asked(there, "destination")) == dict(asked(above[1], "destination"))
         return above if known else None
+
+    async def above(
+        self, request: Request, source: Location, there: Location
+    ) -> tuple[Location, Location, str] | None:
+        """Of a file on a disk that goes to such a place: a directory far above it, the top of the place, and
+        the file's path below the first. None where the file's directory counts, or that of the place."""
+        names = [name for name in source.path.split("/") if name not in ("", ".")]
+        if source.scheme != LOCAL_SCHEME or ".." in names or _judges_paths(request):
+            return None
+        key = (id(request), "", "", there.scheme, there.host)
+        is_flat = self._flat.get(key)
+        if is_flat is None:
+            is_flat = self._flat[key] = await self._is_flat_sink(request, there)
+        top = dataclasses.replace(there, path="/")
+        asked = request.place_settings
+        if not is_flat or dict(asked(there, "destination")) != dict(asked(top, "destination")):
+            return None
+        if dict(asked(source.parent(), "source")):
+            return None
+        root = "/" if source.path.startswith("/") else "."
+        return dataclasses.replace(source, path=root), top, "/".join(names)
+
+    async def _is_flat_sink(self, request: Request, there: Location) -> bool:
+        try:
+            sink = await (await self._session(request)).open_sink(there)
+        except FastsyncError:
+            return False
+        return sink.limits.raw_names
 
     async def _is_flat(self, request: Request, here: Location, there: Location) -> bool:
         try:
@@ -200,6 +230,12 @@ class Foresight:
             session = await self._stack.enter_async_context(Session(quiet))
             self._sessions[id(request)] = session
         return session
+
+
+def _judges_paths(request: Request) -> bool:
+    """True where it matters from which directory on a path is seen."""
+    settings = request.settings
+    return bool(request.rules) or settings.max_depth is not None or settings.gitignore
 
 
 def _inside(inner: str, outer: str) -> bool:

@@ -203,3 +203,40 @@ def test_objects_of_many_prefixes_travel_together(
             True,
             True,
         )
+
+
+def test_files_of_many_directories_travel_together_to_a_bucket(
+    fastsync: Fastsync, plant: Plant, tmp_path: Path, hostile_s3: HostileS3
+) -> None:
+    plant(tmp_path, {f"from/{number:02}/f": str(number) for number in range(40)})
+    (tmp_path / "from" / "link").symlink_to("07")
+    hostile_s3.put("bucket", "to/05/k/x", b"a prefix")
+    fastsync.environ |= hostile_s3.environ
+    lines = [f"cp from/{number:02}/f s3://bucket/to/{number:02}/k" for number in range(40)]
+    lines += ["cp from/link/f s3://bucket/linked", "cp from/../from/08/f s3://bucket/up"]
+    (tmp_path / "batch").write_text("\n".join([*lines, "cp from/09 s3://bucket/tree"]))
+    done = fastsync("run", "batch")
+    assert done == (
+        1,
+        "",
+        "fastsync: error: batch:43: from/09: it is a directory (-R copies directories)\n",
+    )
+    assert [hostile_s3.data("bucket", f"to/{n:02}/k") for n in (0, 39)] == [b"0", b"39"]
+    assert hostile_s3.data("bucket", "to/05/k/f") == b"5"
+    assert hostile_s3.data("bucket", "linked") == b"7"
+    assert hostile_s3.data("bucket", "up") == b"8"
+    counts = hostile_s3.counts()
+    assert counts["PutObject"] == 42
+    assert counts["ListObjectsV2"] + counts["HeadObject"] < 20
+
+
+def test_rules_of_a_line_are_about_the_name_it_copies(
+    fastsync: Fastsync, tmp_path: Path, hostile_s3: HostileS3
+) -> None:
+    """Whatever lines travel together: as if each were a command of its own."""
+    hostile_s3.put("bucket", "d/f", b"f")
+    fastsync.environ |= hostile_s3.environ
+    for number, option in enumerate(("--exclude d/", "--max-depth 1", "--exclude /f")):
+        (tmp_path / "batch").write_text(f"cp {option} s3://bucket/d/f s3://bucket/to/{number}\n")
+        assert fastsync("run", "batch").code == 0
+    assert [key for key in hostile_s3.keys("bucket") if key.startswith("to/")] == ["to/0", "to/1"]
