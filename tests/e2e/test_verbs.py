@@ -159,7 +159,9 @@ def test_du(fastsync: Fastsync, tree: Path) -> None:
     assert fastsync("du", "-H", "t").stdout.split()[:2] == ["1.96", "KiB"]
     done = fastsync("du", "--json", "t/d", "nope")
     assert done.code == 3
-    assert json.loads(done.stdout) == {
+    told, failure = map(json.loads, done.stdout.splitlines())
+    assert (failure["operation"], failure["exit_code"]) == ("error", 3)
+    assert told == {
         "operation": "du",
         "success": True,
         "source": "t/d",
