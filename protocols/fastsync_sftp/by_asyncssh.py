@@ -180,6 +180,7 @@ class AsyncsshDialer:
         self._prompts = Prompts(place)
         self._connections: dict[Session, asyncssh.SSHClientConnection] = {}
         self._configured: asyncio.Task[Configured] | None = None
+        self._is_plain = False  # certificates of hosts lead nowhere
         # There from when the first one begins: its result is whether others may log in. That one may be
         # somebody else's.
         self.first = first
@@ -317,8 +318,8 @@ class AsyncsshDialer:
             "passphrase": self._prompts.passphrase,
             "agent_forwarding": False,
         }
-        if not configured.has_key_kinds:
-            arguments["server_host_key_algs"] = keys.algorithms()
+        if self._is_plain or not configured.has_key_kinds:
+            arguments["server_host_key_algs"] = keys.algorithms(plain=self._is_plain)
         return arguments
 
     def _tune(self, connection: asyncssh.SSHClientConnection) -> None:
@@ -348,6 +349,10 @@ class AsyncsshDialer:
             return error.at(where)
         if keys is not None and keys.refusal is not None:
             return keys.refusal
+        if keys is not None and keys.is_certified_by_others and not self._is_plain:
+            # As for ssh, the certificate counts for nothing then: once more, with the plain key.
+            self._is_plain = True
+            return Throttled("the host's certificate is of an unknown authority", where=where)
         if isinstance(error, TimeoutError):
             return Transient(
                 f"no connection within {self._options.request_timeout_s:g} seconds", where=where
@@ -491,7 +496,7 @@ def _client(
         def validate_host_ca_key(
             self, host: str, addr: str, port: int, key: asyncssh.SSHKey
         ) -> bool:
-            keys.refuse_authority(key)
+            keys.is_certified_by_others = True
             return False
 
         async def password_auth_requested(self) -> str | None:

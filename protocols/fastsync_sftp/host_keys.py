@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _MINE: Final = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2")
 _EVERYBODYS: Final = ("/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2")
 _PORT: Final = 22
+_PLAIN: Final = "ssh-ed25519,ecdsa-sha2-nistp???,rsa-sha2-???,ssh-rsa"
 
 
 class Found(NamedTuple):
@@ -106,6 +107,7 @@ class HostKeys:
         self._also = None if alias or port == _PORT else host
         self._accept_new = accept_new
         self.refusal: AccessRefused | None = None
+        self.is_certified_by_others = False  # the host, than by who is known to
 
     def find(self) -> Found:
         """What is known of the host."""
@@ -115,14 +117,15 @@ class HostKeys:
         more = self._known.find(self._also)
         return Found(*([*ours, *theirs] for ours, theirs in zip(found, more, strict=True)))
 
-    def algorithms(self) -> str:
+    def algorithms(self, *, plain: bool) -> str:
         """What to ask the server for, in asyncssh's words: kinds of keys that are known first, and the
         others all the same, so that a key of another kind is seen and not only missed. Certificates only
-        where an authority is known: without one, the plain key counts."""
+        where an authority is known, and unless only plain keys are wanted: without one, those count."""
         found = self.find()
-        if found.keys or found.authorities:
-            return "+ssh-ed25519,ecdsa-sha2-nistp???,rsa-sha2-???"
-        return "-*-cert-v??@openssh.com"
+        if found.authorities and not plain:
+            return f"+{_PLAIN}"
+        known = [kind.decode() for key in found.keys for kind in key.sig_algorithms]
+        return ",".join([*known, _PLAIN])
 
     def is_trusted(self, key: asyncssh.SSHKey) -> bool:
         """True when the key of a host that is met for the first time may be remembered, and now is. Asked
@@ -152,14 +155,6 @@ class HostKeys:
                 said = (error.strerror or str(error)).lower()
                 self._refuse(f"the host key cannot be written to {self._known.file}: {said}")
         return False
-
-    def refuse_authority(self, key: asyncssh.SSHKey) -> None:
-        """Note that a certificate is signed by somebody else than the authorities that are known."""
-        fingerprint = key.get_fingerprint("sha256")
-        self._refuse(
-            f"the host's certificate is signed by an authority that is not known: {fingerprint}",
-            f"its key belongs into a line that begins with: @cert-authority {self._name}",
-        )
 
     def _refuse(self, message: str, hint: str | None = None) -> None:
         self.refusal = AccessRefused(message, where=self._place, hint=hint)

@@ -136,6 +136,13 @@ def test_a_host_with_a_certificate(
         assert fastsync("ls", "--accept-new-host-key", *way).stdout == "file\n"
         known.write_text(f"@cert-authority [127.0.0.1]:* {(keys / 'ca.pub').read_text()}")
         assert fastsync("ls", *way) == (0, "file\n", "")
+        # Another authority counts for nothing, and the plain key goes on to.
+        other = f"@cert-authority * {sshd.identity.with_suffix('.pub').read_text()}"
+        known.write_text(other + f"* {(keys / 'key.pub').read_text()}")
+        assert fastsync("ls", *way) == (0, "file\n", "")
+        known.write_text(other)
+        refused = fastsync("ls", *way)
+        assert (refused.code, fingerprint in refused.stderr) == (5, True), refused
         known.write_text(f"@revoked * {' '.join((keys / 'key.pub').read_text().split()[:2])}\n")
         refused = fastsync("ls", "--accept-new-host-key", *way)
         assert refused.code == 5, refused
