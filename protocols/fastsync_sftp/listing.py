@@ -24,6 +24,7 @@ from fastsync_sftp.names import check_name, join
 from fastsync_sftp.packets import (
     CLOSE,
     EOF,
+    HANDLE,
     LSTAT,
     NAME,
     OPENDIR,
@@ -254,14 +255,14 @@ class Listing:
         if self._follow:
             first.append(packets.on_path(REALPATH, path))
         replies = yield first
+        handle: bytes | None = None
         try:
+            if replies[0][0] == HANDLE:
+                handle = packets.must_be_handle(replies[0])
             if not directory.path and packets.must_be_attributes(replies[1]).kind != "dir":
                 raise Conflict("not a directory")
-            handle = packets.must_be_handle(replies[0])
-        except FastsyncError as error:
-            error.at(where)
-            raise
-        try:
+            if handle is None:
+                raise packets.error_of(replies[0])
             if self._follow:
                 directory.real = packets.must_be_name(replies[-1])
                 self._refuse_circle(directory)
@@ -270,7 +271,8 @@ class Listing:
             error.at(where)
             raise
         finally:
-            session.submit(packets.request(CLOSE, handle), lambda _kind, _body: None)
+            if handle is not None:
+                session.submit(packets.request(CLOSE, handle), lambda _kind, _body: None)
         return (yield from self._entries(directory, names))
 
     def _names(self, handle: bytes) -> Script[list[tuple[bytes, Attributes]]]:

@@ -309,7 +309,7 @@ def go_on(session: Session, upload: SftpUpload, end: int) -> Script[bool]:
         if is_ours and now.size is not None and now.size >= end:
             upload.file.adopt(session, handle)
             return True
-    except NotFound:
+    except FastsyncError:
         pass
     yield [packets.request(CLOSE, handle)]
     return False

@@ -14,6 +14,12 @@ import pytest
 import pytest_asyncio
 from sshd import OurServer
 
+from fastsync.backend import StoreOptions
+from fastsync.errors import NotFound
+from fastsync.location import parse
+from fastsync.testing.vocabulary import listing
+from fastsync_sftp.backend import SftpBackend
+
 if TYPE_CHECKING:
     from tests.conftest import Fastsync, Picture, Plant
 
@@ -91,3 +97,24 @@ async def test_few_open_files(
     )
     assert done.code == 0, done
     assert (tmp_path / "there/copy").read_bytes() == spec["large"]
+
+
+@pytest.mark.parametrize("most", [(1, True)], indirect=True)
+async def test_a_listing_that_fails_gives_its_handle_back(
+    server: OurServer, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a directory that can be opened, but not looked at."""
+
+    def refuse(*_: object) -> asyncssh.SFTPAttrs:
+        raise asyncssh.SFTPNoSuchFile("")
+
+    backend = SftpBackend()
+    options = StoreOptions(streams=1, stall_timeout_s=2, place=server.place)
+    store = await backend.connect(parse(server.url(tmp_path)), options)
+    with monkeypatch.context() as patched:
+        patched.setattr(asyncssh.SFTPServer, "stat", refuse)
+        with pytest.raises(NotFound):
+            await listing(store)
+    assert "server" in [entry.path for entry in await listing(store)]
+    await store.aclose()
+    await backend.aclose()
