@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import Final
 
 from fastsync.backend import Entry, Loaded, WholeJob, WriteOptions
@@ -141,9 +141,9 @@ class PageCache:
         while count < min(len(jobs), _FILES_AT_ONCE) and nbytes < _BYTES_AT_ONCE:
             nbytes += len(jobs[count].data)
             count += 1
-        started = time.monotonic()
+        started = monotonic()
         answers = write_files(held, jobs[:count], options, where, lambda: False)
-        if time.monotonic() - started > count * _QUICK_FILE_S + nbytes * _QUICK_BYTE_S:
+        if monotonic() - started > count * _QUICK_FILE_S + nbytes * _QUICK_BYTE_S:
             self._patience -= 1
         return answers
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
+import ssl
+import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from web import make_tls
 
 from fastsync.errors import (
     AccessRefused,
@@ -562,3 +566,48 @@ async def test_what_comes_slowly_is_told_as_it_comes() -> None:
             digest=heard,
         )
         assert room == b"x" * pieces
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="TCP_INFO tells who is near")
+@pytest.mark.parametrize(("record", "connections"), [(4096, 2), (16384, 1)])
+async def test_small_records_from_nearby_are_taken_by_way_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record: int, connections: int
+) -> None:
+    monkeypatch.setattr("fastsync.wire._rtt_s", lambda _sock: 0.0)
+    body = bytes(6 << 20)
+    made = make_tls(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(made.certificate, made.key)
+    accepted: list[socket.socket] = []
+
+    def answer(connection: ssl.SSLSocket) -> None:
+        while connection.recv(4096):
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
+            for start in range(0, len(body), record):
+                connection.sendall(body[start : start + record])
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                sock, _ = listener.accept()
+                accepted.append(sock)
+                secured = context.wrap_socket(sock, server_side=True)
+                with contextlib.suppress(OSError), secured:
+                    answer(secured)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        origin = Origin("https", "127.0.0.1", listener.getsockname()[1])
+        wire = Wire(origin, WireOptions(by_record=True, ca_file=str(made.authority)))
+        room = bytearray(len(body))
+        try:
+            for _ in range(3):
+                await wire.receive_into_file(
+                    GET, Memory(0, memoryview(room)), 0, len(body), check=accept, progress=ignore
+                )
+        finally:
+            await wire.aclose()
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+    assert len(accepted) == connections
