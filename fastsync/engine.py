@@ -135,6 +135,7 @@ class Engine:
 
     async def _plan(self, run: Run) -> None:
         work, totals = run.work, self._tally.totals
+        links = 0
         async with closing(work.pages) as pages:
             async for page in pages:
                 if self._items.fatal is not None:
@@ -143,6 +144,7 @@ class Engine:
                 totals.files_skipped += page.skipped_files
                 totals.bytes_skipped += page.skipped_bytes
                 totals.specials_skipped += page.specials
+                links += page.links_left_out
                 run.source_entries += page.scanned
                 run.destination_files += page.destination_files
                 run.doomed_files += sum(1 for entry in page.deletes if entry.kind != "dir")
@@ -163,6 +165,11 @@ class Engine:
                 if work.hard_links:
                     page.now = await self._lead(run, page.now, page.skips)
                 await self._start(run, page.now)
+        if links and work.wants_links:
+            scheme = work.sink.location.scheme
+            self._tally.note(
+                f"{links:,} links left out: {scheme}:// keeps none (-L copies what they lead to)"
+            )
         await self._flush(run)
 
     async def _start(self, run: Run, actions: Sequence[Action]) -> None:

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from fastsync.backend import Entry, Hashes, LocalFiles, Source, closing, offers
-from fastsync.errors import Unsupported, UsageError, from_os_error
+from fastsync.errors import FastsyncError, Unsupported, UsageError, from_os_error
 from fastsync.location import Location
 from fastsync.plan import PlanPage
 from fastsync.spool import Spool
@@ -122,8 +122,9 @@ async def _digest(work: Work, entry: Entry) -> str:
     source, sink = work.source, work.sink
     if offers(sink, LocalFiles) and not offers(work.source, LocalFiles):
         # Its bytes came from there, and were checked.
-        copy = await work.sink.stat(work.target(entry.path), follow=True)
-        return await digest_of(work.sink, copy)
+        with contextlib.suppress(FastsyncError):  # its copy failed
+            copy = await work.sink.stat(work.target(entry.path), follow=True)
+            return await digest_of(work.sink, copy)
     return await digest_of(source, entry)
 
 

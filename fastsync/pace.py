@@ -29,6 +29,10 @@ class Bucket:
         self._paid_until = since + nbytes / rate
         return since - now, self._paid_until - now
 
+    def owed_s(self) -> float:
+        """In how many seconds all that was paid for is through."""
+        return 0.0 if self._paid_until is None else self._paid_until - time.monotonic()
+
     async def take(self, nbytes: int, rate: float) -> None:
         """Wait until `nbytes` may have moved at `rate` bytes per second."""
         _, until = self.pay(nbytes, rate)
@@ -41,6 +45,7 @@ class Pace:
     def __init__(self, timetable: Timetable) -> None:
         self._timetable = timetable
         self._up, self._down = Bucket(), Bucket()
+        self._turn = asyncio.Lock()  # is given in the order of asking
 
     def rates(self) -> tuple[float | None, float | None]:
         """Bytes per second up and down at this moment, None without a limit."""
@@ -59,10 +64,16 @@ class Pace:
     async def send(self, nbytes: int, sink: Source) -> None:
         """Wait for the turn of `nbytes` that go to a store that is elsewhere. Few of them are paid for before
         they leave; many begin at once, for the store holds them back (`StoreOptions.send_rate`)."""
-        rate, step = self.up_rate(), self.step()
-        if rate is None or offers(sink, LocalFiles):
+        if self.up_rate() is None or offers(sink, LocalFiles):
             return
-        begin, end = self._up.pay(nbytes, rate)
+        async with self._turn:
+            # Paid for when it is its turn, at the rate of that time: it may be another by then.
+            while (owed_s := self._up.owed_s()) > 0 and self.up_rate() is not None:  # noqa: ASYNC110
+                await asyncio.sleep(min(owed_s, _LOOK_S))
+            rate, step = self.up_rate(), self.step()
+            if rate is None:
+                return
+            begin, end = self._up.pay(nbytes, rate)
         is_short = step is None or nbytes <= step
         await asyncio.sleep(max(0.0, end if is_short else begin))
 

@@ -67,6 +67,7 @@ class PlanPage:
     skipped_files: int = 0
     skipped_bytes: int = 0
     specials: int = 0
+    links_left_out: int = 0  # some of them
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -436,7 +437,7 @@ class _Planner:
                 if entry.kind == "dir":
                     self._enter(entry)
                 elif entry.kind == "special" or (entry.kind == "link" and not self.rules.links):
-                    page.specials += 1
+                    self._leave_out(entry)
         self._last_ours = self._last_theirs = order(entries[-1])
 
     def _both(self, entry: Entry, old: Entry) -> None:
@@ -452,11 +453,11 @@ class _Planner:
                 self._delete(old)
             return
         if entry.kind == "special":
-            self.page.specials += 1
+            self._leave_out(entry)
             return
         if entry.kind == "link":
             if not self.rules.links:
-                self.page.specials += 1
+                self._leave_out(entry)
             elif old.kind == "link" and old.target == entry.target:
                 self._skip(entry, old, "same target")
             elif self.rules.ignore_existing:
@@ -494,7 +495,7 @@ class _Planner:
         if entry.kind == "dir":
             self._new_directory(entry)
         elif entry.kind == "special" or (entry.kind == "link" and not self.rules.links):
-            self.page.specials += 1
+            self._leave_out(entry)
         elif other is not None and other.startswith(entry.path) and before(other, entry.path + "/"):
             self._waiting.append(entry)
         elif other == entry.path + "/":
@@ -643,6 +644,10 @@ class _Planner:
         if self.rules.show_skips:
             self.page.skips.append(Action("skip", entry.path, entry, old, reason))
 
+    def _leave_out(self, entry: Entry) -> None:
+        self.page.specials += 1
+        self.page.links_left_out += entry.kind == "link"
+
     def _conflict(self, entry: Entry, what: str) -> None:
         hint = "a filter protects it" if self.rules.delete else self.rules.conflict_hint
         error = Conflict(what, hint=hint)
@@ -663,7 +668,7 @@ class _Planner:
             return False
         if self._postponed:
             if entry.kind == "special" or (entry.kind == "link" and not self.rules.links):
-                self.page.specials += 1
+                self._leave_out(entry)
                 return True
             if entry.kind == "dir":
                 self._finish_new(entry)

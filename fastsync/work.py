@@ -66,6 +66,7 @@ class Work:
     so that what it brings stays. `reads_content` compares by reading, whatever the stores can tell.
     What would be overwritten or deleted is copied to `backup` first, if there is one. `xattrs` keeps
     extended attributes, `hard_links` names of one file together, both of stores that know of them.
+    `wants_links` says that links were not left out because somebody asked for that.
 
     `vet` is asked, right before anything is done, about each action and each entry to be deleted, and
     answers with what speaks against it. With `vet` a work is a plan made earlier: what changed since is
@@ -90,6 +91,7 @@ class Work:
     backup: Sink | None = None
     xattrs: bool = False
     hard_links: bool = False
+    wants_links: bool = False
 
     def target(self, path: str) -> str:
         """The path at the destination of a source's path."""

@@ -425,6 +425,7 @@ async def tree(
         yields=settings.ignore_existing,
         backup=backup,
         xattrs=kept(request, settings.xattrs, KeepsXattrs, source, sink),
+        wants_links=settings.links == "keep",
         hard_links=kept(request, settings.hard_links, TellsHardLinks, source)
         and kept(request, settings.hard_links, MakesHardLinks, sink),
     )

@@ -13,6 +13,8 @@ import pytest
 from s3_servers import S3Server
 
 if TYPE_CHECKING:
+    from hostile_s3 import HostileS3
+
     from tests.conftest import Fastsync, Plant, Spec
 
 TREE: Spec = {"a": "aaa", "d/b": "bbb", "d/new\nline\\": "odd", "big": b"x" * 3_000_000}
@@ -67,6 +69,16 @@ def test_what_differs(pair: Path, fastsync: Fastsync, tmp_path: Path) -> None:
     assert "= big" in report
     assert r"+ d/new\nline\\" in report
     assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "report"])
+
+
+def test_a_manifest_has_what_failed(fastsync: Fastsync, hostile_s3: HostileS3) -> None:
+    name = "b" * 300  # longer than a disk takes
+    hostile_s3.put("bucket", "d/good", b"good")
+    hostile_s3.put("bucket", f"d/{name}", b"bad")
+    fastsync.environ |= hostile_s3.environ
+    assert fastsync("sync", "--manifest", "sums", "s3://bucket/d", "b").code == 1
+    told = fastsync("check", "--manifest", "sums", "b").stdout
+    assert told == f"+ {name} (only in the manifest)\n"
 
 
 @pytest.mark.parametrize("how", ["--checksum", "--download"])

@@ -18,6 +18,8 @@ import pytest
 from s3_servers import S3Server
 
 if TYPE_CHECKING:
+    from hostile_s3 import HostileS3
+
     from tests.conftest import Fastsync, Picture, Plant, Spec
 
 TREE: Spec = {
@@ -280,3 +282,18 @@ def test_filters_hold_for_keys(
     summary = total(fastsync, "--delete", "--exclude", "cache/", "src", place)
     assert counts(summary) == (1, 1, 0, 0)
     assert s3.keys(bucket) == ["a.txt", "b.tmp", "cache/kept"]
+
+
+def test_links_that_are_left_out_are_told_of(
+    fastsync: Fastsync, plant: Plant, tmp_path: Path, hostile_s3: HostileS3
+) -> None:
+    plant(tmp_path / "src", {"a": "a", "d/link": Path("../a"), "link": Path("a")})
+    hostile_s3.make_bucket("bucket")
+    fastsync.environ |= hostile_s3.environ
+    told = "fastsync: 2 links left out: s3:// keeps none (-L copies what they lead to)\n"
+    for _ in range(2):
+        assert fastsync("sync", "src", "s3://bucket/x") == (0, "", told)
+    assert fastsync("sync", "--skip-links", "src", "s3://bucket/x") == (0, "", "")
+    assert fastsync("sync", "-q", "src", "s3://bucket/x") == (0, "", "")
+    assert fastsync("sync", "-L", "src", "s3://bucket/x") == (0, "", "")
+    assert hostile_s3.data("bucket", "x/d/link") == b"a"

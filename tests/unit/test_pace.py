@@ -133,6 +133,18 @@ async def test_long_parts_begin_one_after_the_other() -> None:
     assert begun == [pytest.approx(at, abs=0.15) for at in (0.0, 0.4, 0.9)]
 
 
+async def test_long_parts_that_wait_hear_of_another_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only those that begin to wait later on."""
+    pace, sink = Pace(parse_bwlimit("1MB")), object()
+    rates: list[float | None] = [100_000.0]
+    monkeypatch.setattr(pace, "rates", lambda: (rates[0], rates[0]))
+    sends = [asyncio.create_task(pace.send(10_000_000, sink)) for _ in range(4)]  # type: ignore[arg-type]
+    _, waiting = await asyncio.wait(sends, return_when=asyncio.FIRST_COMPLETED)
+    assert len(waiting) == 3  # the last of them for five minutes
+    rates[0] = None
+    await asyncio.wait_for(asyncio.gather(*sends), timeout=20)
+
+
 def test_the_other_direction_is_free(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(bytes(1_000_000))
     summary = fastsync.cp(str(tmp_path / "a"), "mem://box/x", bwlimit="off:10k")
