@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, NamedTuple
 
 from fastsync.backend import Entry, Source
-from fastsync.errors import FastsyncError
+from fastsync.errors import FastsyncError, UsageError
 from fastsync.events import Item, Totals
 from fastsync.session import Place, Request, Session, all_located, located
 from fastsync.tally import Summary
@@ -69,9 +69,11 @@ async def run_explain(
 ) -> Explanation:
     """What `run` would do about `path`, relative to the source, without doing anything.
 
-    Raises what the run raises.
+    Raises UsageError for the source itself, and what the run raises.
     """
     path = path.removeprefix("./").strip("/")
+    if path in ("", "."):
+        raise UsageError("--explain is about one path below the source", hint="name it")
     recorder = _Recorder(path)
     settings = dataclasses.replace(request.settings, dry_run=True)
     request = dataclasses.replace(request, settings=settings, observer=recorder)
@@ -103,7 +105,7 @@ async def _silence(
     entry, old = await _standing(ours, path), await _standing(theirs, path)
     seen = entry or old
     if seen is None:
-        return "is not there", "neither the source nor the destination has it"
+        return "is not there", "neither the source nor the destination has it below what was named"
     if session.files is not None and entry is not None:
         session.files.meet([entry])
     if not chosen.is_empty:

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
         ("dir", "nothing to do: it is there already"),
         ("file", "would be copied: replaces a directory"),
         ("tree", "would be made: replaces a file"),
-        ("nowhere", "is not there: neither the source nor the destination has it"),
+        (
+            "nowhere",
+            "is not there: neither the source nor the destination has it below what was named",
+        ),
     ],
 )
 def test_why(fastsync: Fastsync, plant: Plant, tmp_path: Path, path: str, told: str) -> None:
@@ -50,6 +53,16 @@ def test_the_line_of_a_file_of_rules(fastsync: Fastsync, plant: Plant, tmp_path:
     assert done.stdout == "x.tmp: left out: excluded by '- *.tmp' (rules:3)\n"
     done = fastsync("sync", "--exclude-from", "only", "--explain", "y", "a", "b")
     assert done.stdout == "y: would be copied: new\n"
+
+
+@pytest.mark.parametrize("path", [".", "./", "/"])
+def test_a_tree_is_not_explained(
+    fastsync: Fastsync, plant: Plant, tmp_path: Path, path: str
+) -> None:
+    plant(tmp_path / "a", {"x": ""})
+    done = fastsync("sync", "--explain", path, "a", "b")
+    assert done.code == 2
+    assert "one path below the source" in done.stderr
 
 
 def test_what_is_not_deleted(fastsync: Fastsync, plant: Plant, tmp_path: Path) -> None:
