@@ -4,12 +4,14 @@ deleted, and what can be listed is dealt with."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import asyncssh
 import pytest
 from hostile_s3 import HostileS3, refuse
+from sshd import OurServer
 from web import Answer, Asked, ScriptedServer
 
 import fastsync as library
@@ -82,6 +84,49 @@ def test_a_bucket(
     assert (done.code, "access denied" in done.stderr) == (3, True), done
     assert (tmp_path / "to/keep").read_text() == "keep"
     assert hostile_s3.keys(bucket) == ["p/a"]
+
+
+class Closed(asyncssh.SFTPServer):
+    """Lets nobody look into "closed"."""
+
+    def scandir(self, path: bytes) -> AsyncIterator[asyncssh.SFTPName]:
+        if path.endswith(b"/closed"):
+            raise asyncssh.SFTPPermissionDenied("no")
+        return super().scandir(path)
+
+
+@pytest.mark.parametrize("call", ["sync", "sync to it", "cp", "mv", "rm", "ls", "du"])
+@pytest.mark.parametrize("place", ["closed", "outer"])
+async def test_a_server_of_files(tmp_path: Path, plant: Plant, call: str, place: str) -> None:
+    """The place itself, or a directory in it: then the rest is copied."""
+    names = {"far/closed/f": "f", "far/outer/a": "a", "far/outer/closed/f": "f", "to/keep": "keep"}
+    plant(tmp_path, names)
+    here = tmp_path / "to"
+    server = OurServer(tmp_path / "server", Closed)
+    await server.start()
+    try:
+        url = server.url(tmp_path / "far" / place)
+        calls: dict[str, Callable[..., Any]] = {
+            "sync": lambda **how: library.async_sync(url, here, delete=True, **how),
+            "sync to it": lambda **how: library.async_sync(here, url, delete=True, **how),
+            "cp": lambda **how: library.async_cp(url, here / "new", recursive=True, **how),
+            "mv": lambda **how: library.async_mv(url, here / "new", **how),
+            "rm": lambda **how: library.async_rm(url, recursive=True, **how),
+            "ls": lambda **how: library.async_ls(url, recursive=True, **how),
+            "du": lambda **how: library.async_du(url, **how),
+        }
+        try:
+            code = (await calls[call](**server.place)).exit_code
+        except library.FastsyncError as error:
+            code = error.exit_code
+    finally:
+        await server.stop()
+    assert code == 3
+    assert (here / "keep").read_text() == "keep"
+    assert (tmp_path / "far/closed/f").exists()
+    assert (tmp_path / "far/outer/closed/f").exists()
+    if call == "sync" and place == "outer":
+        assert (here / "a").exists()
 
 
 @pytest.mark.parametrize("call", ["sync", "cp", "ls", "du"])

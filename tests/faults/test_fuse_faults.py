@@ -30,6 +30,10 @@ WRITES: dict[str, tuple[dict[str, Any], tuple[str, ...], int]] = {
     "create EROFS": ({"create": {"errno": errno.EROFS}}, (), 7),
     "fsync EIO": ({"fsync": {"errno": errno.EIO, "times": 1}}, ("--durable", "-j", "1"), 1),
     "rename EIO": ({"rename": {"errno": errno.EIO, "ending": "/bad"}}, (), 1),
+    # Flush is what close(2) waits for; networked disks say there what became of the bytes.
+    "close EIO": ({"flush": {"errno": errno.EIO, "times": 1}}, ("-j", "1"), 1),
+    "close ENOSPC": ({"flush": {"errno": errno.ENOSPC, "times": 1}}, ("-j", "1"), 7),
+    "close EDQUOT": ({"flush": {"errno": errno.EDQUOT}}, (), 7),
     "chmod EIO": ({"chmod": {"errno": errno.EIO, "times": 1}}, ("-j", "1"), 1),
     "utimens EIO": ({"utimens": {"errno": errno.EIO, "times": 1}}, ("-j", "1"), 1),
 }
