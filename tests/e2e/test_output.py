@@ -258,9 +258,11 @@ def test_json_of_failures(fastsync: Fastsync, work: Path, unprivileged: list[str
     assert (failed["operation"], failed["source"]) == ("copy", "src/a")
     assert (summary["success"], summary["failed"], summary["exit_code"]) == (False, 1, 1)
     assert summary["kept"] == "not deleting: a copy failed (src/a: permission denied)"
-    # What is asked for wrongly has no items: one line on stderr, as ever.
+    # What is asked for wrongly has no items: one line each, for programs and for people.
     done = fastsync("sync", "--json", "src", "src")
-    assert (done.code, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert (done.code, done.stderr.count("\n")) == (2, 1)
+    told = json.loads(done.stdout)
+    assert (told["operation"], told["exit_code"]) == ("error", 2)
 
 
 @pytest.mark.parametrize("options", [("--json",), ("-n",)])

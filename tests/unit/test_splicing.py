@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fastsync.splicing import Splice
+from fastsync.wire.splicing import Splice
 
 
 @pytest.fixture(params=[True, False], ids=["splice", "a file system without it"])

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from web import Tls, make_tls
 
-from fastsync.tls import RecordSocket, TlsSocket
+from fastsync.wire.tls import RecordSocket, TlsSocket
 
 Serve = Callable[[ssl.SSLSocket], None]
 Client = TlsSocket | RecordSocket

@@ -1,0 +1,167 @@
+"""Many small exchanges at once, over as many connections as are worth it."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from fastsync.errors import (
+    FastsyncError,
+)
+from fastsync.wire.connection import Connection
+from fastsync.wire.messages import Outgoing, Reply
+from fastsync.wire.sockets import Dead
+
+if TYPE_CHECKING:
+    from fastsync.wire.client import Wire
+
+
+class Batch:
+    """Small exchanges over several connections: each connection takes the next request when it is done."""
+
+    def __init__(
+        self,
+        wire: Wire,
+        requests: Iterator[Outgoing],
+        width: Callable[[], int],
+        most: int,
+        busy: Callable[[], None],
+    ) -> None:
+        self._wire = wire
+        self._requests = requests
+        self._width = width
+        self._busy = busy
+        self._most = most
+        self._answers: list[Any] = []
+        self._open = 0  # requests under way
+        self._lanes: set[Connection] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._again: collections.deque[tuple[int, Outgoing]] = collections.deque()
+        self._exhausted = False
+        self._opening = 0
+        self._bug: BaseException | None = None
+
+    async def run(self) -> list[Reply | FastsyncError]:
+        self._widen()
+        self._settle()
+        await self._done
+        return self._answers
+
+    def _next(self) -> tuple[int, Outgoing] | None:
+        if self._again:
+            return self._again.popleft()
+        if self._exhausted:
+            return None
+        while True:
+            try:
+                request = next(self._requests)
+            except StopIteration:
+                self._exhausted = True
+                return None
+            except FastsyncError as error:  # one that cannot be made
+                self._answers.append(error)
+                continue
+            self._answers.append(None)
+            return len(self._answers) - 1, request
+
+    def _widen(self) -> None:
+        """Put more connections to work, as far as there is work and they may."""
+        wire = self._wire
+        while len(self._lanes) + self._opening < max(1, self._width()):
+            item = self._next()
+            if item is None:
+                return
+            self._open += 1
+            connection = wire._pooled()
+            if connection is not None:
+                self._begin(connection, *item)
+                continue
+            may = wire._count < wire.options.connections
+            if not may and (self._lanes or self._opening):
+                # Others have them all: those we have will do.
+                self._open -= 1
+                self._again.append(item)
+                return
+            self._opening += 1
+            task = asyncio.create_task(self._open_and_begin(*item, fresh=False))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _open_and_begin(self, index: int, request: Outgoing, *, fresh: bool) -> None:
+        try:
+            connection = await self._wire._acquire(fresh=fresh)
+        except FastsyncError as error:
+            self._opening -= 1
+            self._open -= 1
+            self._answers[index] = error
+            self._fail_rest(error)
+            self._settle()
+            return
+        except BaseException as bug:
+            self._opening -= 1
+            self._bug = bug
+            if not self._done.done():
+                self._done.set_exception(bug)
+            raise
+        self._opening -= 1
+        if self._done.done():
+            self._wire._release(connection)
+            return
+        self._begin(connection, index, request)
+
+    def _fail_rest(self, error: FastsyncError) -> None:
+        """No connection is to be had: as long as there is none, nothing will go better."""
+        if self._lanes or self._opening:
+            return
+        while (item := self._next()) is not None:
+            self._answers[item[0]] = error
+
+    def _begin(self, connection: Connection, index: int, request: Outgoing) -> None:
+        self._lanes.add(connection)
+
+        def done(connection: Connection, outcome: Reply | Exception) -> None:
+            if isinstance(outcome, Reply):
+                self._answers[index] = outcome
+                if outcome.status == 503:
+                    self._busy()
+            elif isinstance(outcome, Dead) and was_used and request.repeatable:
+                self._lanes.discard(connection)
+                self._opening += 1
+                task = asyncio.create_task(self._open_and_begin(index, request, fresh=True))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+                return
+            else:
+                self._answers[index] = self._wire._error(outcome)
+            self._open -= 1
+            if connection.is_open:
+                item = self._next() if len(self._lanes) <= max(1, self._width()) else None
+                if item is not None:
+                    self._open += 1
+                    self._begin(connection, *item)
+                    return
+                self._lanes.discard(connection)
+                self._wire._release(connection)
+            else:
+                self._lanes.discard(connection)
+            self._widen()
+            self._settle()
+
+        was_used = connection.used
+        connection.start(request, self._most, done)
+        self._wire._tick_later()
+
+    def _settle(self) -> None:
+        if not self._open and not self._again and self._exhausted and not self._done.done():
+            self._done.set_result(None)
+
+    def abandon(self) -> None:
+        if not self._done.done():
+            self._done.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        for connection in list(self._lanes):
+            connection.abandon()
