@@ -75,11 +75,11 @@ class Batch:
             if item is None:
                 return
             self._open += 1
-            connection = wire._pooled()
+            connection = wire.pooled()
             if connection is not None:
                 self._begin(connection, *item)
                 continue
-            may = wire._count < wire.options.connections
+            may = wire.count < wire.options.connections
             if not may and (self._lanes or self._opening):
                 # Others have them all: those we have will do.
                 self._open -= 1
@@ -92,7 +92,7 @@ class Batch:
 
     async def _open_and_begin(self, index: int, request: Outgoing, *, fresh: bool) -> None:
         try:
-            connection = await self._wire._acquire(fresh=fresh)
+            connection = await self._wire.acquire(fresh=fresh)
         except FastsyncError as error:
             self._opening -= 1
             self._open -= 1
@@ -108,7 +108,7 @@ class Batch:
             raise
         self._opening -= 1
         if self._done.done():
-            self._wire._release(connection)
+            self._wire.release(connection)
             return
         self._begin(connection, index, request)
 
@@ -135,7 +135,7 @@ class Batch:
                 task.add_done_callback(self._tasks.discard)
                 return
             else:
-                self._answers[index] = self._wire._error(outcome)
+                self._answers[index] = self._wire.error(outcome)
             self._open -= 1
             if connection.is_open:
                 item = self._next() if len(self._lanes) <= max(1, self._width()) else None
@@ -144,7 +144,7 @@ class Batch:
                     self._begin(connection, *item)
                     return
                 self._lanes.discard(connection)
-                self._wire._release(connection)
+                self._wire.release(connection)
             else:
                 self._lanes.discard(connection)
             self._widen()
@@ -152,7 +152,7 @@ class Batch:
 
         was_used = connection.used
         connection.start(request, self._most, done)
-        self._wire._tick_later()
+        self._wire.tick_later()
 
     def _settle(self) -> None:
         if not self._open and not self._again and self._exhausted and not self._done.done():

@@ -72,7 +72,7 @@ class Wire:
         self.options = options
         self.active: set[Connection] = set()
         self._idle: list[Connection] = []
-        self._count = 0
+        self.count = 0
         self._waiting: collections.deque[asyncio.Future[None]] = collections.deque()
         self._threads: ThreadPoolExecutor | None = None
         self._context: ssl.SSLContext | None = None
@@ -87,19 +87,19 @@ class Wire:
 
     def closed(self, connection: Connection) -> None:
         """A connection is gone: there is room for another."""
-        self._count -= 1
+        self.count -= 1
         with contextlib.suppress(ValueError):
             self._idle.remove(connection)
         self._admit()
 
     def _admit(self) -> None:
-        while self._waiting and (self._idle or self._count < self.options.connections):
+        while self._waiting and (self._idle or self.count < self.options.connections):
             turn = self._waiting.popleft()
             if not turn.done():
                 turn.set_result(None)
                 return
 
-    def _pooled(self) -> Connection | None:
+    def pooled(self) -> Connection | None:
         now = time.monotonic()
         while self._idle:
             connection = self._idle.pop()
@@ -108,16 +108,16 @@ class Wire:
             connection.close()
         return None
 
-    async def _acquire(self, *, fresh: bool = False) -> Connection:
+    async def acquire(self, *, fresh: bool = False) -> Connection:
         while True:
-            if not fresh and (pooled := self._pooled()) is not None:
+            if not fresh and (pooled := self.pooled()) is not None:
                 return pooled
-            if self._count < self.options.connections:
-                self._count += 1
+            if self.count < self.options.connections:
+                self.count += 1
                 try:
                     return await self._connect()
                 except BaseException:
-                    self._count -= 1
+                    self.count -= 1
                     self._admit()
                     raise
             if fresh and self._idle:
@@ -131,7 +131,7 @@ class Wire:
                 self._admit()
                 raise
 
-    def _release(self, connection: Connection) -> None:
+    def release(self, connection: Connection) -> None:
         if not connection.is_open:
             return
         if self._closed:
@@ -139,10 +139,10 @@ class Wire:
             return
         connection.idle_since = time.monotonic()
         self._idle.append(connection)
-        self._tick_later()
+        self.tick_later()
         self._admit()
 
-    def _tick_later(self) -> None:
+    def tick_later(self) -> None:
         if self._ticker is None and not self._closed:
             self._ticker = asyncio.get_running_loop().call_later(_TICK_S, self._tick)
 
@@ -155,7 +155,7 @@ class Wire:
             if now - connection.idle_since > self.options.idle_s:
                 connection.close()
         if self.active or self._idle:
-            self._tick_later()
+            self.tick_later()
 
     async def _connect(self) -> Connection:
         sock: Socket | None = None
@@ -328,7 +328,7 @@ class Wire:
         if threads is not None:
             await asyncio.get_running_loop().run_in_executor(None, threads.shutdown)
 
-    def _error(self, error: Exception) -> FastsyncError:
+    def error(self, error: Exception) -> FastsyncError:
         """What ended an exchange, with its place."""
         where = str(self.origin)
         if isinstance(error, FastsyncError):
@@ -557,19 +557,19 @@ class Wire:
             request = self._through_proxy(request)
         fresh = False
         while True:
-            connection = await self._acquire(fresh=fresh)
+            connection = await self.acquire(fresh=fresh)
             try:
                 return await self._exchange(connection, request, take, progress, send)
             except Dead as error:
                 if not connection.used or fresh or not request.repeatable:
-                    raise self._error(error) from error
+                    raise self.error(error) from error
                 fresh = True
             except Disk as error:
                 cause = error.__cause__
                 assert isinstance(cause, OSError)
                 raise from_os_error(cause) from cause  # the place is the caller's to name
             except (FastsyncError, OSError) as error:
-                raise self._error(error) from error
+                raise self.error(error) from error
 
     async def _exchange(
         self,
@@ -629,7 +629,7 @@ class Wire:
             keeps = keeps and not self._is_cut_small
         if keeps:
             sock.setblocking(False)
-            self._release(connection)
+            self.release(connection)
         else:
             connection.close()
         return reply
