@@ -269,11 +269,22 @@ class Listing:
             names = yield from self._names(handle)
         except FastsyncError as error:
             error.at(where)
+            if directory.path and isinstance(error, NotFound):
+                yield from self._must_be_gone(path, error)
             raise
         finally:
             if handle is not None:
                 session.submit(packets.request(CLOSE, handle), lambda _kind, _body: None)
         return (yield from self._entries(directory, names))
+
+    def _must_be_gone(self, path: bytes, error: NotFound) -> Script[None]:
+        """What only cannot be read is missing from the listing, and not from the server."""
+        (reply,) = yield [packets.on_path(LSTAT, path)]
+        try:
+            packets.must_be_attributes(reply)
+        except NotFound:
+            return
+        raise FastsyncError("the directory is there, but not to be read", where=error.where)
 
     def _names(self, handle: bytes) -> Script[list[tuple[bytes, Attributes]]]:
         found: list[tuple[bytes, Attributes]] = []

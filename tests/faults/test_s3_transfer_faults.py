@@ -11,6 +11,8 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -807,6 +809,47 @@ def test_credentials_that_expire_on_the_way_are_renewed(
     assert len(server.keys("bucket")) == 80
     # What went well is not sent again.
     assert server.count(operation) <= 80 - skip
+
+
+def told_by(offset_s: float) -> Fault:
+    """A server whose clock differs, and which answers nobody whose clock is another."""
+
+    def judge(request: Request, honest: Honest) -> Response:
+        now = datetime.now(UTC) + timedelta(seconds=offset_s)
+        at = datetime.strptime(request.headers["x-amz-date"], "%Y%m%dT%H%M%S%z")
+        is_late = abs(now - at) > timedelta(minutes=15)
+        answer = error(403, "RequestTimeTooSkewed", "too late") if is_late else honest(request)
+        return answer.having(date=format_datetime(now, usegmt=True))
+
+    return judge
+
+
+@pytest.mark.parametrize("offset_s", [-1200, 86400])
+@pytest.mark.parametrize("threshold", [0, MIB], ids=["parts", "in a batch"])
+def test_a_clock_that_differs_is_followed(
+    server: HostileS3, disk: Path, offset_s: float, threshold: int
+) -> None:
+    """Each request is signed at the server's time, once it has told it."""
+    server.on("*", told_by(offset_s), times=None)
+    assert upload(server, disk, CONTENT, small_file_threshold=threshold).exit_code == 0
+    assert download(server, disk, small_file_threshold=threshold).exit_code == 0
+    assert 1 <= sum(seen.status == 403 for seen in server.requests) < 6
+
+
+@pytest.mark.parametrize("code", ["RequestTimeTooSkewed", "ExpiredToken"])
+def test_who_is_not_let_in_any_more_stops(server: HostileS3, disk: Path, code: str) -> None:
+    """Nothing can be renewed: what was done stays, nothing more is begun, and nothing is deleted."""
+    for number in range(200):
+        server.put("bucket", f"{number:03}", CONTENT)
+    (disk / "mine").write_text("mine")
+    server.on("GetObject", faults.refuse(403, code), skip=20, times=None)
+    summary = fastsync.sync("s3://bucket", disk, delete=True, **{**QUICK, "chunk_size": MIB})
+    assert summary.exit_code == 5
+    assert (summary.kept is not None, (disk / "mine").exists()) == (True, True)
+    whole = [path for path in disk.iterdir() if path.name != "mine"]
+    assert len(whole) > 5
+    assert all(path.read_bytes() == CONTENT for path in whole)
+    assert server.count("GetObject") < 100
 
 
 @pytest.fixture

@@ -409,6 +409,36 @@ async def test_names_that_lead_elsewhere(server: OurServer, root: Path, name: by
     assert all(isinstance(fault.error, NameRefused) for fault in faults)
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("is_gone", [True, False])
+async def test_a_directory_that_is_said_to_be_gone(
+    server: OurServer, root: Path, monkeypatch: pytest.MonkeyPatch, *, is_gone: bool, when: str
+) -> None:
+    """If it is, nothing was missed; if it is not, or not all of it, that is no reason to delete anything."""
+    for name in ("a", "dir/b", "z"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(b"x")
+    honest = Fickle.scandir
+
+    async def scandir(self: Fickle, path: bytes) -> AsyncIterator[asyncssh.SFTPName]:
+        is_it = path.endswith(b"/dir")
+        if not is_it or when == "after":
+            async for name in honest(self, path):
+                yield name
+        if is_it:
+            if is_gone:
+                shutil.rmtree(path)
+            raise asyncssh.SFTPNoSuchFile("gone")
+
+    monkeypatch.setattr(Fickle, "scandir", scandir)
+    async with connected(server, root) as store:
+        pages = [page async for page in store.scan(ScanOptions())]
+    assert [entry.path for page in pages for entry in page.entries] == ["a", "dir", "z"]
+    faults = [fault for page in pages for fault in page.faults]
+    assert [fault.path for fault in faults] == ([] if is_gone else ["dir"])
+    assert all("the directory is there" in str(fault.error) for fault in faults)
+
+
 async def test_a_name_listed_twice(server: OurServer, root: Path) -> None:
     (root / "good").write_bytes(b"good")
     Fickle.names = (b"good",)

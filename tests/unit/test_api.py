@@ -8,6 +8,7 @@ import itertools
 import os
 import random
 import stat
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -687,6 +688,22 @@ def test_everything_is_closed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert closed[-1:] == ["backend"]
     fastsync.sync("mem://ours/d", tmp_path / "to")
     assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_many_failures_leave_nothing_open(tmp_path: Path) -> None:
+    """Neither descriptors nor threads, however many files cannot be written."""
+    for number in range(200):
+        (tmp_path / "from").mkdir(exist_ok=True)
+        (tmp_path / f"from/{number}").write_bytes(CONTENT)
+        (tmp_path / f"to/{number}/in the way").mkdir(parents=True)
+    fastsync.sync(tmp_path / "from", tmp_path / "other")  # what is kept for good is there by now
+    descriptors, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+    for _ in range(2):
+        summary = fastsync.sync(tmp_path / "from", tmp_path / "to")
+        assert summary.totals.failed == 200
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert threading.active_count() == threads
+    assert not list(tmp_path.rglob(".fs-*"))
 
 
 def test_what_a_store_is_granted(monkeypatch: pytest.MonkeyPatch) -> None:

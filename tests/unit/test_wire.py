@@ -9,8 +9,10 @@ import socket
 import ssl
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from web import make_tls
@@ -534,6 +536,54 @@ async def test_more_than_there_is_memory_for() -> None:
                 GET, Memory(0, memoryview(room)), 0, 5, check=accept, progress=ignore
             )
         assert room == bytes(5)
+
+
+async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Never silent for long, and never done."""
+    await request(reader)
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+    while True:
+        writer.write(b"x")
+        await writer.drain()
+        await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("how", ["looked at", "into a file", "into memory", "in order"])
+async def test_a_body_by_drops(tmp_path: Path, how: str) -> None:
+    """A byte now and then is no silence, but would take for ever."""
+    begun = time.monotonic()
+
+    async def fetch(wire: Wire, fd: int) -> None:
+        if how == "looked at":
+            await wire.ask(GET)
+        elif how == "in order":
+            async for _piece in wire.receive(GET, check=accept, refused=refused):
+                pass
+        else:
+            into = fd if how == "into a file" else Memory(0, memoryview(bytearray(100_000)))
+            await wire.receive_into_file(GET, into, 0, 100_000, check=accept, progress=ignore)
+
+    async with wired(trickle, stall_timeout_s=0.4, min_rate=1000) as (wire, _):
+        file = (tmp_path / "file").open("wb")
+        with file, pytest.raises(Stalled, match="sends less than"):
+            await fetch(wire, file.fileno())
+    assert time.monotonic() - begun < 3
+
+
+async def test_a_server_that_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name leads elsewhere now: what was known of it is looked up again."""
+    script = answering(OK, closes=True)
+    async with Scripted(script) as other, wired(script) as (wire, server):
+        assert (await wire.ask(GET)).body == b"hello"
+        server._server.close()
+        look_up = socket.getaddrinfo
+
+        def moved(host: str, _port: int, **options: Any) -> Any:
+            return look_up(host, other.port, **options)
+
+        monkeypatch.setattr(socket, "getaddrinfo", moved)
+        assert (await wire.ask(GET)).body == b"hello"
+        assert (server.connections, other.connections) == (1, 1)
 
 
 async def test_what_comes_slowly_is_told_as_it_comes() -> None:
