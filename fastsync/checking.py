@@ -157,7 +157,7 @@ async def run_check_manifest(
 
     async with Session(request) as session:
         store = await session.open(location)
-        standing = await named(store)
+        standing = await named(session, store)
         await find_hashes(store)
         chosen = request.filter()
         slots = asyncio.Semaphore(_AT_ONCE)

@@ -61,7 +61,7 @@ async def run_sync(
         else:
             store = await session.open(location, follow=follow)
             try:
-                entry = await named(store)
+                entry = await named(session, store)
             except (Transient, IntegrityError, PermissionRefused) as error:
                 raise untrusted(error, store) from error
             except Missing as error:

@@ -228,7 +228,7 @@ class _Cat:
         if wild is not None:
             return wild
         store = await session.open(place, follow=True)
-        entry = await named(store)
+        entry = await named(session, store)
         if entry.kind != "file":
             raise UsageError("it is a directory", where=str(place))
         if place.stands_alone:

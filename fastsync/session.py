@@ -28,6 +28,7 @@ from fastsync.events import Observer, Silent
 from fastsync.filters import Chooser, Filter, Rule
 from fastsync.location import LOCAL_SCHEME, Location, parse
 from fastsync.pace import Pace
+from fastsync.patience import persistently, up_to
 from fastsync.redaction import conceal
 from fastsync.registry import Registry
 from fastsync.resuming import Range, Unfinished, Version
@@ -49,11 +50,11 @@ def missing(error: NotFound | Conflict, where: str) -> Missing:
     return Missing(said, where=where, hint=error.hint)
 
 
-async def named(store: Source) -> Entry:
+async def named(session: Session, store: Source) -> Entry:
     """What is at a source. Raises ListingError for nothing, Unsupported for what cannot be copied."""
     where = str(store.location)
     try:
-        entry = await store.stat("", follow=True)
+        entry = await persistently(lambda: store.stat("", follow=True), session.may_retry)
     except (NotFound, Conflict) as error:
         raise missing(error, where) from error
     if entry.kind != "dir" and store.location.is_directory_like:
@@ -296,6 +297,7 @@ class Session:
 
     def __init__(self, request: Request, *, light: bool = False) -> None:
         self.request = request
+        self.may_retry = up_to(request.settings.retry_count)
         self._light = light
         self._registry = Registry.from_entry_points()
         shared = request.shared

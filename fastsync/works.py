@@ -46,6 +46,7 @@ from fastsync.errors import (
 from fastsync.filters import Chooser, Filter
 from fastsync.location import Location
 from fastsync.names import path_key
+from fastsync.patience import patiently, persistently, up_to
 from fastsync.plan import Comparison, DeleteGate, PlanPage, Rules, Step, plan
 from fastsync.session import Request, Session, located, named, untrusted, whole
 from fastsync.settings import Settings
@@ -214,10 +215,10 @@ def engine_for(session: Session, record: Record | None = None) -> Engine:
 # -- what stands where -------------------------------------------------------------------------------
 
 
-async def standing_at(store: Source) -> Entry | None:
+async def standing_at(session: Session, store: Source) -> Entry | None:
     """What is at a destination, None for nothing. Raises UsageError where nothing can be."""
     try:
-        return await store.stat("", follow=True)
+        return await persistently(lambda: store.stat("", follow=True), session.may_retry)
     except NotFound:
         return None
     except Conflict as error:
@@ -236,7 +237,7 @@ async def is_directory(session: Session, target: Location) -> bool:
     """True when a directory stands at a destination. Raises UsageError where nothing can be."""
     store = await session.open(target, side="destination")
     try:
-        standing = await standing_at(store)
+        standing = await standing_at(session, store)
     except PermissionRefused:
         if not _takes_blindly(store):
             raise
@@ -314,7 +315,7 @@ async def standing_for_file(
     if source == (sink.address().rstrip("/"), to):
         raise UsageError("source and destination are the same file", where=where)
     try:
-        standing = await sink.stat(to)
+        standing = await persistently(lambda: sink.stat(to), up_to(settings.retry_count))
     except NotFound:
         return None
     except Conflict as error:
@@ -338,11 +339,13 @@ async def standing_for_file(
     return standing
 
 
-async def _check_tree(source: Source, sink: Source, wild: Wildcard | None = None) -> Entry | None:
+async def _check_tree(
+    session: Session, source: Source, sink: Source, wild: Wildcard | None = None
+) -> Entry | None:
     """What stands where a tree should go. Raises UsageError if it cannot go there."""
     refuse_overlap(source, sink, wild)
     try:
-        standing = await standing_at(sink)
+        standing = await standing_at(session, sink)
     except FastsyncError as error:
         raise untrusted(error, sink) from error
     if standing is not None and standing.kind != "dir":
@@ -357,6 +360,10 @@ def into(directory: Location, location: Location) -> Location:
 
 
 # -- trees and files ---------------------------------------------------------------------------------
+
+
+def _raise(_entry: Entry, error: FastsyncError) -> None:
+    raise error
 
 
 async def tree(
@@ -375,7 +382,7 @@ async def tree(
     settings = request.settings
     sink = await session.open_sink(target)
     write = write_options(settings, sink, source)
-    standing = await _check_tree(source, sink, wild)
+    standing = await _check_tree(session, source, sink, wild)
     backup = await backup_for(session, source, sink, top or target)
     if settings.checksum:
         await find_hashes(source, sink)
@@ -399,14 +406,18 @@ async def tree(
         rules = dataclasses.replace(rules, delete=False, conflict_hint=None)
         ours = _or_fault(ours, source)
     if root is None and wild is None:
-        root = await source.stat("", follow=True)
+        root = await persistently(lambda: source.stat("", follow=True), session.may_retry)
     is_new = root is not None and standing is None and isinstance(sink, KeepsDirectories)
     if root and is_new and isinstance(sink, KeepsDirectories) and not settings.dry_run:
         # So that an empty source, too, gives what was asked for.
-        for error in await sink.make_directories([root], write):
-            if error is not None:
-                raise error
-    folds = offers(sink, FoldsNames) and await sink.folds_names()
+        await patiently(
+            lambda some: sink.make_directories(some, write),
+            [root],
+            done=lambda _some: None,
+            failed=_raise,
+            may_retry=session.may_retry,
+        )
+    folds = offers(sink, FoldsNames) and await persistently(sink.folds_names, session.may_retry)
     if folds:
         from fastsync.spelling import told_apart  # for disks that few have
 
@@ -495,7 +506,8 @@ async def file(session: Session, store: Source, target: Location) -> Work:
     sink = await session.open_sink(target.parent())
     address = source.address().rstrip("/")
     standing = await standing_for_file(sink, to, (address, name), session.request.settings)
-    entry = (await store.stat("", follow=True))._replace(path=name)
+    entry = await persistently(lambda: store.stat("", follow=True), session.may_retry)
+    entry = entry._replace(path=name)
     if session.request.settings.checksum:
         await find_hashes(source, sink)
     work = files(session.request, source, sink, [(entry, standing)], lambda _name: to)
@@ -632,7 +644,7 @@ class Works:
             return
         store = await session.open(location, follow=settings.links == "follow")
         try:
-            entry = await named(store)
+            entry = await named(session, store)
         except FastsyncError as error:
             raise (untrusted(error, store) if settings.recursive else error) from error
         place = into(self._target, location) if self._into else self._target
@@ -648,7 +660,7 @@ class Works:
             with contextlib.suppress(NotFound, Conflict):
                 if (await above.stat(place.name)).kind == "link":
                     raise _in_the_way(place, "a link")
-        await _check_tree(store, sink)
+        await _check_tree(session, store, sink)
         if place == self._target:
             self._merge()
         elif not self._claim(store, place, is_directory=True):
@@ -660,7 +672,7 @@ class Works:
         session = self._session
         store = await session.open(wild.base, follow=self._request.settings.links == "follow")
         sink = await session.open_sink(self._target)
-        await _check_tree(store, sink, wild)
+        await _check_tree(session, store, sink, wild)
         self._merge()
         self._append(Part(store, sink, wild=wild))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import os
 import re
@@ -174,7 +175,8 @@ class OpensshProcess:
         try:
             await asyncio.wait_for(self._process.wait(), _END_S)
         except TimeoutError:
-            self._process.kill()
+            with contextlib.suppress(ProcessLookupError):  # it has just gone
+                self._process.kill()
             await self._process.wait()
         self._said.close()
 
@@ -198,7 +200,8 @@ class _Shell:
 
     def close(self) -> None:
         if self._process.returncode is None:
-            self._process.terminate()
+            with contextlib.suppress(ProcessLookupError):
+                self._process.terminate()
 
     async def end(self) -> None:
         """Close it, and wait until it is gone."""

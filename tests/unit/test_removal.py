@@ -356,3 +356,13 @@ def test_what_counts_as_unchanged() -> None:
     assert not moving._is_same(listed, listed._replace(kind="link"))
     timed = Entry("f", "file", 5, 10)
     assert not moving._is_same(timed, timed._replace(mtime_ns=11))
+
+
+@pytest.mark.parametrize("method", ["stat", "make_directories"])
+@pytest.mark.parametrize("box", ["b", "to"])
+def test_what_is_looked_at_first_gets_patience_too(box: str, method: str) -> None:
+    filled("mem")
+    box_of("mem", box).faults.then(method, Transient("hung up"))
+    summary = fastsync.sync("mem://b/t", "mem://to/new")
+    assert summary.exit_code == 0
+    assert "new/a" in box_of("mem", "to").files()
