@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fastsync.backend import StoreOptions
 from fastsync.location import parse
-from fastsync_sftp import nearness
+from fastsync_sftp import by_openssh, nearness
 from fastsync_sftp.agreeing import agree
 from fastsync_sftp.place import place_of
 
@@ -130,3 +132,29 @@ def test_the_system_knows_how_near_a_server_is(host: str) -> None:
 def test_nothing_is_known_of_who_has_no_connection() -> None:
     assert nearness.of_process(os.getpid()) == math.inf
     assert nearness.of_process(2**22 + 1) == math.inf
+
+
+async def test_a_process_that_goes_while_it_is_sent_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its end may be noticed between the last look and the signal."""
+
+    class Late:
+        asked = 0
+
+        async def wait(self) -> int:
+            self.asked += 1
+            if self.asked == 1:
+                await asyncio.sleep(60)
+            return 255
+
+        def kill(self) -> None:
+            raise ProcessLookupError
+
+    class Silent:
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(by_openssh, "_END_S", 0.001)
+    late: Any = Late()
+    silent: Any = Silent()
+    place: Any = None
+    await by_openssh.OpensshProcess(place, late, silent).end()
+    assert late.asked == 2
