@@ -219,10 +219,10 @@ class _Bench:
             folder = source / f"{number // 200:04}"
             folder.mkdir(exist_ok=True)
             start = number * 7919 % (len(noise) - _SMALL)
-            file = folder / f"{number:06}"
-            file.write_bytes(noise[start : start + _SMALL])
+            made = folder / f"{number:06}"
+            made.write_bytes(noise[start : start + _SMALL])
             # What was written within two seconds of a listing is compared by content.
-            os.utime(file, (_OLD_S, _OLD_S))
+            os.utime(made, (_OLD_S, _OLD_S))
         if work == "noop":
             subprocess.run(["cp", "-a", f"{source}/.", target], check=True)
         return source, target, files * _SMALL
