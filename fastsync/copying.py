@@ -15,7 +15,16 @@ from fastsync.errors import (
 )
 from fastsync.events import Totals
 from fastsync.location import Location
-from fastsync.session import Place, Request, Session, all_located, located, named, untrusted
+from fastsync.session import (
+    Place,
+    Request,
+    Session,
+    all_located,
+    located,
+    named,
+    passes_over,
+    untrusted,
+)
 from fastsync.settings import Settings
 from fastsync.tally import Summary
 from fastsync.wildcards import find
@@ -65,8 +74,7 @@ async def run_sync(
             except (Transient, IntegrityError, PermissionRefused) as error:
                 raise untrusted(error, store) from error
             except Missing as error:
-                if settings.ignore_missing_args:
-                    request.observer.note(f"skipped, it does not exist: {location}")
+                if passes_over(request, location, error):
                     return Summary(Totals())
                 raise Missing(
                     "the source does not exist", where=str(location), hint="nothing was deleted"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from fastsync.backend import Entry, KeepsDirectories, ScanOptions, Sink, closing, offers
-from fastsync.errors import Conflict, FastsyncError, Missing, NotFound, UsageError
+from fastsync.errors import Conflict, FastsyncError, NotFound, UsageError
 from fastsync.events import Item
 from fastsync.location import Location
 from fastsync.patience import patiently
@@ -24,6 +24,7 @@ from fastsync.session import (
     all_located,
     as_sink,
     missing,
+    passes_over,
     untrusted,
     whole,
 )
@@ -137,9 +138,7 @@ async def run_rm(places: Place | Sequence[Place], request: Request) -> Summary:
             except UsageError:
                 raise
             except FastsyncError as error:
-                if isinstance(error, Missing) and request.settings.ignore_missing_args:
-                    request.observer.note(f"skipped, it does not exist: {location}")
-                else:
+                if not passes_over(request, location, error):
                     tally.failed("scan", location.name, location, None, error)
                 continue
             # Files of one directory go together.

@@ -50,6 +50,14 @@ def missing(error: NotFound | Conflict, where: str) -> Missing:
     return Missing(said, where=where, hint=error.hint)
 
 
+def passes_over(request: Request, location: Location, error: FastsyncError) -> bool:
+    """Whether a place that is not there is one to pass over, which is told."""
+    passes = isinstance(error, Missing) and request.settings.ignore_missing_args
+    if passes:
+        request.observer.note(f"skipped, it does not exist: {location}")
+    return passes
+
+
 async def named(session: Session, store: Source) -> Entry:
     """What is at a source. Raises ListingError for nothing, Unsupported for what cannot be copied."""
     where = str(store.location)

@@ -38,7 +38,6 @@ from fastsync.engine import Engine
 from fastsync.errors import (
     Conflict,
     FastsyncError,
-    Missing,
     NotFound,
     PermissionRefused,
     UsageError,
@@ -48,7 +47,7 @@ from fastsync.location import Location
 from fastsync.names import path_key
 from fastsync.patience import patiently, persistently, up_to
 from fastsync.plan import Comparison, DeleteGate, PlanPage, Rules, Step, plan
-from fastsync.session import Request, Session, located, named, untrusted, whole
+from fastsync.session import Request, Session, located, named, passes_over, untrusted, whole
 from fastsync.settings import Settings
 from fastsync.wildcards import Wildcard, find, something
 from fastsync.work import Budgets, Record, Work
@@ -587,7 +586,6 @@ class Works:
     ) -> None:
         """Begin, and add each of them; of one that cannot be, `unusable` hears, unless it may be missing.
         Raises UsageError."""
-        request = self._request
         await self.begin(locations)
         for location in locations:
             try:
@@ -595,9 +593,7 @@ class Works:
             except UsageError:
                 raise
             except FastsyncError as error:
-                if isinstance(error, Missing) and request.settings.ignore_missing_args:
-                    request.observer.note(f"skipped, it does not exist: {location}")
-                else:
+                if not passes_over(self._request, location, error):
                     unusable(location, error)
 
     @property
