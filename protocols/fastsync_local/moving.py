@@ -55,9 +55,8 @@ def move(theirs: HeldDirectories, ours: HeldDirectories, job: CopyJob) -> None:
             if is_directory or not stat.S_ISREG(standing.st_mode):
                 raise Conflict("something stands there")
             if standing.st_ino == now.st_ino:
-                raise Conflict(
-                    "two names of one file"
-                )  # a rename would do nothing, and say nothing
+                # A rename would do nothing, and say nothing.
+                raise Conflict("two names of one file")
 
         def rename() -> None:
             insist(target, lambda: os.rename(old, new, src_dir_fd=source, dst_dir_fd=target))
