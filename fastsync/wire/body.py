@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from fastsync import nearness
 from fastsync.errors import (
     IntegrityError,
     Stalled,
     Transient,
 )
 from fastsync.wire.messages import BLOCK, MAX_BODY, MAX_HEAD, Chunks, Reply, WireOptions, parse_head
-from fastsync.wire.sockets import NEAR_S, Dead, Socket, rtt_s, set_timeouts, too_slow
+from fastsync.wire.sockets import NEAR_S, Dead, Socket, set_timeouts, too_slow
 from fastsync.wire.splicing import CAN_SPLICE, Splice
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ class Body:
             CAN_SPLICE
             and self._gathers
             and isinstance(sock, socket.socket)
-            and rtt_s(sock) < NEAR_S
+            and nearness.of_socket(sock) < NEAR_S
         )
 
     def splice(self, fd: int, position: int) -> Iterator[int]:

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
+from fastsync import nearness
 from fastsync.backend import Progress
 from fastsync.errors import (
     AccessRefused,
@@ -45,7 +46,6 @@ from fastsync.wire.sockets import (
     Socket,
     has_come,
     parse_proxy,
-    rtt_s,
     send_all,
     set_timeouts,
     shut,
@@ -284,7 +284,9 @@ class Wire:
                 context.check_hostname = False
                 context.verify_mode = ssl.CERT_NONE
             self._context = context
-        is_near = self.options.by_record and not self._is_cut_small and rtt_s(sock) < NEAR_S
+        is_near = (
+            self.options.by_record and not self._is_cut_small and nearness.of_socket(sock) < NEAR_S
+        )
         return (RecordSocket if is_near else TlsSocket)(sock, context, self.origin.host)
 
     async def _in_thread(

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import select
 import socket
 import struct
-import sys
 from typing import Final, NamedTuple, TypeAlias
 
 from fastsync.errors import (
@@ -22,8 +20,6 @@ from fastsync.wire.tls import RecordSocket, TlsSocket
 
 # A round trip to a server with which the kernel may move bytes one call after the other.
 NEAR_S: Final = 0.002
-# Where struct tcp_info of Linux (include/uapi/linux/tcp.h) has tcpi_min_rtt, in microseconds.
-_MIN_RTT_AT: Final = 148
 # socket(7), <asm-generic/socket.h>; Python has no name for it. All bits set: no limit.
 SO_MAX_PACING_RATE: Final = 47
 NO_RATE: Final = 0xFFFFFFFF
@@ -31,25 +27,11 @@ Socket: TypeAlias = socket.socket | TlsSocket | RecordSocket
 
 
 class Dead(Exception):
-    """A connection ended before an answer began; never leaves this module."""
+    """A connection ended before an answer began; never leaves this package."""
 
 
 def too_slow(options: WireOptions) -> Stalled:
     return Stalled(f"the server sends less than {options.min_rate} bytes/s")
-
-
-def rtt_s(sock: socket.socket) -> float:
-    """The least that a round trip took, as TCP measured it; infinite where nobody knows."""
-    if sys.platform != "linux":
-        return math.inf
-    try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _MIN_RTT_AT + 4)
-    except OSError:
-        return math.inf
-    if len(info) < _MIN_RTT_AT + 4:
-        return math.inf  # before Linux 4.6
-    (microseconds,) = struct.unpack_from("=I", info, _MIN_RTT_AT)
-    return math.inf if microseconds == 0xFFFFFFFF else float(microseconds / 1e6)
 
 
 def send_all(sock: Socket, data: memoryview, flags: int = 0) -> None:

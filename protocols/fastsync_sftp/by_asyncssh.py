@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from fastsync import nearness
 from fastsync.backend import Buffer, StoreOptions
 from fastsync.errors import (
     AccessRefused,
@@ -22,7 +23,6 @@ from fastsync.errors import (
     Unsupported,
     UsageError,
 )
-from fastsync_sftp import nearness
 from fastsync_sftp.configuration import Configured, read_configuration
 from fastsync_sftp.hashes import COMMAND
 from fastsync_sftp.host_keys import HostKeys

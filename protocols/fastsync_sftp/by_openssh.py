@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+from fastsync import nearness
 from fastsync.backend import Buffer
 from fastsync.errors import (
     AccessRefused,
@@ -23,7 +24,6 @@ from fastsync.errors import (
     Unsupported,
     UsageError,
 )
-from fastsync_sftp import nearness
 from fastsync_sftp.agreeing import config_of
 from fastsync_sftp.hashes import COMMAND
 from fastsync_sftp.place import Place

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from fastsync import nearness
 from fastsync.backend import StoreOptions
 from fastsync.location import parse
-from fastsync_sftp import by_openssh, nearness
+from fastsync_sftp import by_openssh
 from fastsync_sftp.agreeing import agree
 from fastsync_sftp.place import place_of
 

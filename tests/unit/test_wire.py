@@ -623,7 +623,7 @@ async def test_what_comes_slowly_is_told_as_it_comes() -> None:
 async def test_small_records_from_nearby_are_taken_by_way_of_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record: int, connections: int
 ) -> None:
-    monkeypatch.setattr("fastsync.wire.client.rtt_s", lambda _sock: 0.0)
+    monkeypatch.setattr("fastsync.nearness.of_socket", lambda _sock: 0.0)
     body = bytes(6 << 20)
     made = make_tls(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
