@@ -153,7 +153,9 @@ def _say_nothing(_text: str) -> None:
 class StoreOptions:
     """What a run grants a store: streams it may use at once, bytes per part and held in memory, patience.
 
-    `retries` is for what nobody else can try again: a page of a listing, a look at a place.
+    `retries` is for what nobody else can try again: a page of a listing, a look at a place. `min_rate` is
+    the least that a stream has to move, in bytes per second over `stall_timeout_s`, while it is the other
+    side that is waited for; 0 for no such bound.
 
     `follow_links` reads through symbolic links below the location, where there are any. `place` holds
     the settings of this one place (endpoint, region, key file ...) by their option names, without the
@@ -170,6 +172,7 @@ class StoreOptions:
     chunk_size: int = 16 << 20
     buffer_size: int = 64 << 20
     stall_timeout_s: float = 60.0
+    min_rate: int = 64
     request_timeout_s: float = 60.0
     retries: int = 5
     follow_links: bool = False

@@ -1,5 +1,5 @@
-"""How far away a server is, as TCP has measured it: on a busy machine an answer takes many times as long as
-the way, for want of a processor.
+"""What TCP knows of the way to a server: how long it is, for on a busy machine an answer takes many times as
+long, for want of a processor; and how much of what was sent has arrived.
 
 Linux tells; elsewhere nothing is known, which is infinitely far. See struct tcp_info in its
 include/uapi/linux/tcp.h and, for sockets of other processes, sock_diag(7).
@@ -13,10 +13,14 @@ import socket
 import struct
 import sys
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 # Where tcp_info has tcpi_min_rtt, in microseconds: since Linux 4.6.
 _MIN_RTT_AT: Final = 148
+# tcpi_unacked, in packets; tcpi_bytes_acked; tcpi_notsent_bytes, since 4.6, too.
+_UNACKED_AT: Final = 24
+_ACKED_AT: Final = 120
+_NOT_SENT_AT: Final = 144
 _NETLINK_SOCK_DIAG: Final = 4
 _SOCK_DIAG_BY_FAMILY: Final = 20
 _REQUEST_DUMP: Final = 0x301
@@ -31,13 +35,35 @@ _attribute = struct.Struct("=HH")  # length, type
 
 def of_socket(sock: Any) -> float:
     """The shortest round trip of a connection, in seconds."""
+    return _shortest(_told(sock))
+
+
+class Sent(NamedTuple):
+    """How many bytes have arrived at the other side, and whether others are on their way, or wait."""
+
+    arrived: int
+    is_waiting: bool
+
+
+def sent(sock: Any) -> Sent | None:
+    """What became of what was given to a connection; None where that is not known."""
+    info = _told(sock)
+    if len(info) < _NOT_SENT_AT + 4:
+        return None
+    (unacked,) = struct.unpack_from("=I", info, _UNACKED_AT)
+    (arrived,) = struct.unpack_from("=Q", info, _ACKED_AT)
+    (not_sent,) = struct.unpack_from("=I", info, _NOT_SENT_AT)
+    return Sent(arrived, bool(unacked or not_sent))
+
+
+def _told(sock: Any) -> bytes:
     if not sys.platform.startswith("linux"):
-        return math.inf
+        return b""
     try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _MIN_RTT_AT + 4)
+        info: bytes = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _MIN_RTT_AT + 4)
     except OSError:
-        return math.inf
-    return _shortest(info)
+        return b""
+    return info
 
 
 def of_process(pid: int) -> float:

@@ -367,6 +367,7 @@ class Session:
                 chunk_size=settings.chunk_size,
                 buffer_size=settings.buffer_size,
                 stall_timeout_s=settings.stall_timeout,
+                min_rate=settings.min_rate,
                 request_timeout_s=settings.request_timeout,
                 retries=settings.retry_count,
                 follow_links=follow,

@@ -19,6 +19,7 @@ from fastsync.values import (
     MAX_DELETE,
     MIB,
     PAIRS,
+    RATE,
     SOCKET,
     SWITCH,
     TEXT,
@@ -109,6 +110,9 @@ class Settings:
     )
     retry_count: int = _setting(5, whole(0), "further attempts after a passing error")
     stall_timeout: float = _setting(60.0, duration(0.001), "give up on a stream that stands still")
+    min_rate: int = _setting(
+        64, RATE, "give up on a stream that is slower over a stall timeout; 0 for never"
+    )
     request_timeout: float = _setting(60.0, duration(0.001), "give up on a server that is silent")
 
     checksum: bool = _setting(False, SWITCH, "compare content, not size and time", group="Choose")

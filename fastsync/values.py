@@ -278,6 +278,11 @@ def choice(*names: str) -> Kind:
     return Kind(told, read, (str,), (str,))
 
 
+def _read_rate(text: str) -> int:
+    word = text.strip()
+    return parse_size(word[:-2] if word.lower().endswith("/s") else word)
+
+
 def _read_switch(text: str) -> bool:
     word = text.strip().lower()
     if word in ("1", "true", "yes", "on"):
@@ -323,3 +328,4 @@ BWLIMIT: Final = Kind(
 # A part below 4K costs more than its bytes; no store takes one above 5G (S3's limit for UploadPart).
 CHUNK: Final = size(4 * KIB, 5 * GIB, bare=MIB)
 SOCKET: Final = size(4 * KIB, GIB)
+RATE: Final = size(0, GIB)._replace(told="a rate such as 1K or 1KB/s, or 0", parse=_read_rate)

@@ -101,7 +101,7 @@ OUTPUT: Final = (
     "log_format",
 )
 # How a store is talked to, whatever the verb.
-WIRE: Final = ("retry_count", "stall_timeout", "request_timeout")
+WIRE: Final = ("retry_count", "stall_timeout", "min_rate", "request_timeout")
 # What makes the ordered list of rules, with what its values are.
 _RULES: Final = {
     "include": ("PATTERN", "include what matches; the first of all rules that matches decides"),

@@ -15,8 +15,9 @@ from fastsync.errors import (
     Stalled,
     Transient,
 )
-from fastsync.wire.messages import BLOCK, MAX_BODY, MAX_HEAD, Chunks, Reply, WireOptions, parse_head
-from fastsync.wire.sockets import NEAR_S, Dead, Socket, set_timeouts, too_slow
+from fastsync.wire.messages import BLOCK, MAX_BODY, MAX_HEAD, Chunks, Reply, parse_head
+from fastsync.wire.rates import Coming, Going
+from fastsync.wire.sockets import NEAR_S, Dead, Socket, is_leaving, set_timeouts
 from fastsync.wire.splicing import CAN_SPLICE, Splice
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _GATHERING_S: Final = 0.2
 # Less at once than this comes more slowly than it is taken, and is worth waiting for.
 _WORTH_A_CALL: Final = 64 << 10
 # Sends a request with this head, and tells of the bytes of its body.
-Send: TypeAlias = Callable[[Socket, bytes, Callable[[int], None]], None]
+Send: TypeAlias = Callable[[Going, bytes, Callable[[int], None]], None]
 
 
 class Disk(Exception):
@@ -56,7 +57,8 @@ class Body:
         self.keeps = False
         self._over = False
         data, interim = bytearray(), 0
-        deadline = time.monotonic() + self._options.request_timeout_s
+        patience = self._options.request_timeout_s
+        deadline = time.monotonic() + patience
         while True:
             end = data.find(b"\r\n\r\n")
             if end >= 0:
@@ -70,10 +72,17 @@ class Body:
                 continue
             if len(data) > MAX_HEAD:
                 raise IntegrityError("the head of the server's answer is too long")
-            if data and time.monotonic() > deadline:
-                raise too_slow(self._options)
+            if refused is None and not data and is_leaving(sock):
+                # It has not heard all of the question yet.
+                deadline = time.monotonic() + patience
+            elif (data or interim) and time.monotonic() >= deadline:
+                raise Stalled(f"no whole answer within {patience:g} s")
             try:
-                count = self._receive(block)
+                count = sock.recv_into(block)
+            except BlockingIOError as error:
+                if time.monotonic() < deadline or (refused is None and is_leaving(sock)):
+                    continue
+                raise Stalled("the server fell silent") from error
             except OSError as error:
                 if data:
                     raise Transient("the connection broke within the answer") from error
@@ -84,18 +93,11 @@ class Body:
                 raise Dead from refused
             data += block[:count]
         self._rest = bytes(data)
-        self._heard = time.monotonic()
+        self._rate = Coming(sock, self._options)
         # What there is to gather is known of a body of known length alone.
         self._gathers = self.head.length is not None and not self.head.chunked
         patience = self._options.stall_timeout_s
         set_timeouts(sock, min(_GATHERING_S, patience) if self._gathers else patience)
-
-    def _receive(self, block: memoryview) -> int:
-        """What has come, as much as fits; 0 at the end."""
-        try:
-            return self._sock.recv_into(block)
-        except BlockingIOError as error:
-            raise Stalled("the server fell silent") from error
 
     def _gather(self, block: memoryview) -> int:
         """As much as fits, or what comes within a moment; 0 at the end. Over a link, each turn of a thread
@@ -104,19 +106,14 @@ class Body:
 
     def _patiently(self, receive: Callable[[], int]) -> int:
         """What it brings, again and again while that is nothing for a moment. Raises Stalled."""
-        sock = self._sock
-        fetched = 0 if isinstance(sock, socket.socket) else sock.fetched
         while True:
+            asked = time.monotonic()
             try:
                 count = receive()
-            except BlockingIOError as error:
-                if not isinstance(sock, socket.socket) and sock.fetched != fetched:
-                    # A part of a record is no silence.
-                    fetched, self._heard = sock.fetched, time.monotonic()
-                if time.monotonic() - self._heard >= self._options.stall_timeout_s:
-                    raise Stalled("the server fell silent") from error
+            except BlockingIOError:
+                self._rate.wait(time.monotonic() - asked)
                 continue
-            self._heard = time.monotonic()
+            self._rate.add(count, time.monotonic() - asked)
             return count
 
     def pieces(self, *, own: bool = False, into: memoryview | None = None) -> Iterator[memoryview]:
@@ -125,7 +122,6 @@ class Body:
         head = self.head
         left = head.length
         chunks = Chunks() if head.chunked else None
-        rate = _Rate(self._options)
         while left is None or left > 0:
             if self._rest:
                 data = memoryview(self._rest)
@@ -141,7 +137,7 @@ class Body:
                     if self._gathers and left is not None:
                         count = self._gather(block[: min(left, _GATHERED)])
                     else:
-                        count = self._receive(block)
+                        count = self._patiently(partial(self._sock.recv_into, block))
                 except ConnectionError as error:
                     raise Transient("the connection broke within the body") from error
                 if not count:
@@ -151,7 +147,6 @@ class Body:
                 data = block[:count]
                 if into is not None:
                     into = into[count:]
-            rate.add(len(data))
             if chunks is not None:
                 yield from chunks.feed(data)
                 if chunks.done:
@@ -186,7 +181,6 @@ class Body:
             write_at(fd, memoryview(begun), position)
             yield len(begun)
         position, left = position + len(begun), left - len(begun)
-        rate = _Rate(self._options)
         with Splice() as splice:
             is_fast = True
             while left:
@@ -206,7 +200,6 @@ class Body:
                         raise Disk from error
                 else:
                     write_at(fd, self._block[:count], position)
-                rate.add(count)
                 yield count
                 is_fast = not is_fast or count >= min(left, _WORTH_A_CALL)
                 position, left = position + count, left - count
@@ -235,24 +228,6 @@ class Body:
     def drain(self) -> None:
         """Note whether the connection may be used again: nothing of the answer is left."""
         self.keeps = self.head.keeps and self._over
-
-
-class _Rate:
-    """Looks whether a body comes fast enough to be waited for."""
-
-    def __init__(self, options: WireOptions) -> None:
-        self._options = options
-        self._ends = time.monotonic() + options.stall_timeout_s
-        self._came = 0
-
-    def add(self, count: int) -> None:
-        """Raises Stalled."""
-        self._came += count
-        if (now := time.monotonic()) >= self._ends:
-            options = self._options
-            if self._came < options.min_rate * options.stall_timeout_s:
-                raise too_slow(options)
-            self._ends, self._came = now + options.stall_timeout_s, 0
 
 
 def write_at(fd: int, data: memoryview, position: int) -> None:

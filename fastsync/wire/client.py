@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from fastsync import nearness
@@ -39,6 +40,7 @@ from fastsync.wire.messages import (
     Reply,
     WireOptions,
 )
+from fastsync.wire.rates import Going
 from fastsync.wire.sockets import (
     NEAR_S,
     Dead,
@@ -46,7 +48,6 @@ from fastsync.wire.sockets import (
     Socket,
     has_come,
     parse_proxy,
-    send_all,
     set_timeouts,
     shut,
     tunnel,
@@ -71,6 +72,7 @@ class Wire:
         self.origin = origin
         self.options = options
         self.active: set[Connection] = set()
+        self._going: set[Going] = set()  # of threads
         self._idle: list[Connection] = []
         self.count = 0
         self._waiting: collections.deque[asyncio.Future[None]] = collections.deque()
@@ -151,10 +153,12 @@ class Wire:
         now = time.monotonic()
         for connection in list(self.active):
             connection.check(now, self.options)
+        for going in self._going:
+            going.look_and_end(now)
         for connection in list(self._idle):
             if now - connection.idle_since > self.options.idle_s:
                 connection.close()
-        if self.active or self._idle:
+        if self.active or self._idle or self._going:
             self.tick_later()
 
     async def _connect(self) -> Connection:
@@ -444,14 +448,16 @@ class Wire:
         A server that answers before it has heard all of it is listened to.
         """
 
-        def send(sock: Socket, head: bytes, tell: Callable[[int], None]) -> None:
+        def send(going: Going, head: bytes, tell: Callable[[int], None]) -> None:
+            sock = going.sock
             if not isinstance(sock, socket.socket):
-                self._send_by_buffer(sock, head, fd, start, stop, tell)
+                self._send_by_buffer(going, head, fd, start, stop, tell)
                 return
-            send_all(sock, memoryview(head), socket.MSG_MORE if stop > start else 0)
+            going.send_all(memoryview(head), socket.MSG_MORE if stop > start else 0)
             position = start
             while position < stop:
-                count = os.sendfile(sock.fileno(), fd, position, min(stop - position, 8 << 20))
+                most = min(stop - position, 8 << 20)
+                count = going.send(partial(os.sendfile, sock.fileno(), fd, position, most))
                 if not count:
                     raise Changed("the file ends before the part that was to be sent")
                 position += count
@@ -461,21 +467,21 @@ class Wire:
 
     def _send_by_buffer(
         self,
-        sock: TlsSocket | RecordSocket,
+        going: Going,
         head: bytes,
         fd: int,
         start: int,
         stop: int,
         tell: Callable[[int], None],
     ) -> None:
-        send_all(sock, memoryview(head))
+        going.send_all(memoryview(head))
         with self._buffer() as block:
             position = start
             while position < stop:
                 count = os.preadv(fd, [block[: stop - position]], position)
                 if not count:
                     raise Changed("the file ends before the part that was to be sent")
-                send_all(sock, block[:count])
+                going.send_all(block[:count])
                 position += count
                 tell(count)
 
@@ -584,6 +590,7 @@ class Wire:
         connection.detach()
         connection.hold_back()
         sock = connection.sock
+        going = Going(sock, self.options)
         loop = asyncio.get_running_loop()
         untold, told_at = 0, time.monotonic()
 
@@ -600,11 +607,11 @@ class Wire:
             refused: OSError | None = None
             try:
                 if send is None:
-                    send_all(sock, memoryview(request.head))
+                    going.send_all(memoryview(request.head))
                     if request.body:
-                        send_all(sock, memoryview(request.body))
+                        going.send_all(memoryview(request.body))
                 else:
-                    send(sock, request.head, tell)
+                    send(going, request.head, tell)
             except (BrokenPipeError, ConnectionResetError) as error:
                 refused = error  # perhaps it has said why
             except BlockingIOError as error:
@@ -618,11 +625,17 @@ class Wire:
                 body.drain()
             return reply, body.keeps and refused is None
 
+        self._going.add(going)
+        self.tick_later()
         try:
             reply, keeps = await self._in_thread(work, lambda: shut(sock))
-        except BaseException:
+        except BaseException as error:
             connection.close()
+            if going.error is not None and isinstance(error, FastsyncError | OSError | Dead):
+                raise going.error from error
             raise
+        finally:
+            self._going.discard(going)
         if untold:
             progress(untold)
         connection.used = True

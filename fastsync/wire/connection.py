@@ -28,7 +28,8 @@ from fastsync.wire.messages import (
     WireOptions,
     parse_head,
 )
-from fastsync.wire.sockets import NO_RATE, SO_MAX_PACING_RATE, Dead, Socket, has_come, too_slow
+from fastsync.wire.rates import Going
+from fastsync.wire.sockets import NO_RATE, SO_MAX_PACING_RATE, Dead, Socket, has_come
 
 if TYPE_CHECKING:
     from fastsync.wire.client import Wire
@@ -55,6 +56,8 @@ class Connection:
         self._body = bytearray()
         self._interim = 0  # bytes of heads that were not the answer's
         self._active = 0.0
+        self._left = 0.0  # when the last of the request was seen to leave
+        self._going = Going(sock, wire.options)
         self._received = 0
         # What had come of the answer when its rate was looked at last, None before it begins.
         self._looked: tuple[float, int] | None = None
@@ -72,7 +75,8 @@ class Connection:
         self._request, self._most, self._done = request, most, done
         self._head = self._chunks = self._looked = None
         self._interim = self._received = 0
-        self._active = time.monotonic()
+        self._active = self._left = time.monotonic()
+        self._going = Going(self.sock, self._wire.options)
         self._wire.active.add(self)
         self.hold_back()
         if not self._reads:
@@ -106,7 +110,7 @@ class Connection:
         try:
             while out:
                 out = out[self.sock.send(out) :]
-                self._active = time.monotonic()
+                self._left = time.monotonic()
             if self._tls is not None:
                 self._tls.flush()
         except BlockingIOError:
@@ -245,16 +249,26 @@ class Connection:
 
     def check(self, now: float, options: WireOptions) -> None:
         """End an exchange that stands still."""
-        begun = self._head is not None or bool(self._data)
-        patience = options.stall_timeout_s if begun or self._out else options.request_timeout_s
-        if now - self._active > patience:
-            self._over(Stalled(f"the server was silent for {patience:g} s"), keeps=False)
+        if self._going.look(now):
+            self._left = now
+        if self._head is None:
+            # Until the whole head is there: a byte of it now and then is no answer.
+            since, what = self._left, "has not answered"
+            patience = options.stall_timeout_s if self._out else options.request_timeout_s
+        else:
+            since, what = max(self._active, self._left), "was silent"
+            patience = options.stall_timeout_s
+        if self._going.error is not None:
+            self._over(self._going.error, keeps=False)
+        elif now - since > patience:
+            self._over(Stalled(f"the server {what} for {patience:g} s"), keeps=False)
         elif self._looked is None:
-            if self._received:
+            if self._head is not None:
                 self._looked = now, self._received
         elif now - self._looked[0] >= options.stall_timeout_s:
             if self._received - self._looked[1] < options.min_rate * options.stall_timeout_s:
-                self._over(too_slow(options), keeps=False)
+                text = f"the server sends less than {options.min_rate} bytes/s"
+                self._over(Stalled(text), keeps=False)
             else:
                 self._looked = now, self._received
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import select
 import socket
 import struct
+import time
 from typing import Final, NamedTuple, TypeAlias
 
+from fastsync import nearness
 from fastsync.errors import (
     AccessRefused,
-    Stalled,
     Transient,
     UsageError,
 )
 from fastsync.redaction import conceal
-from fastsync.wire.messages import MAX_HEAD, Origin, WireOptions, parse_head
+from fastsync.wire.messages import MAX_HEAD, Origin, parse_head
 from fastsync.wire.tls import RecordSocket, TlsSocket
 
 # A round trip to a server with which the kernel may move bytes one call after the other.
@@ -30,15 +32,6 @@ class Dead(Exception):
     """A connection ended before an answer began; never leaves this package."""
 
 
-def too_slow(options: WireOptions) -> Stalled:
-    return Stalled(f"the server sends less than {options.min_rate} bytes/s")
-
-
-def send_all(sock: Socket, data: memoryview, flags: int = 0) -> None:
-    while data:
-        data = data[sock.send(data, flags) :]
-
-
 def has_come(sock: Socket) -> bool:
     """True when there are bytes to be read."""
     poll = select.poll()
@@ -46,11 +39,19 @@ def has_come(sock: Socket) -> bool:
     return bool(poll.poll(0))
 
 
+def is_leaving(sock: Socket) -> bool:
+    """True while something that was sent is known not to have arrived."""
+    sent = nearness.sent(sock)
+    return sent is not None and sent.is_waiting
+
+
 def set_timeouts(sock: Socket, seconds: float) -> None:
     """Bound every call on a blocking socket in the kernel: no poll ahead of each."""
     if isinstance(sock, RecordSocket):
         sock.settimeout(seconds)
         return
+    if isinstance(sock, TlsSocket):
+        sock.waits_s = seconds
     value = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
@@ -109,7 +110,9 @@ def parse_proxy(url: str) -> _Proxy:
 
 
 def tunnel(sock: socket.socket, origin: Origin, proxy: _Proxy) -> None:
-    """Ask a proxy to connect us through. Raises OSError, AccessRefused."""
+    """Ask a proxy to connect us through, within the socket's timeout. Raises OSError, AccessRefused."""
+    timeout_s = sock.gettimeout()
+    ends = time.monotonic() + timeout_s if timeout_s is not None else math.inf
     host = f"[{origin.host}]" if ":" in origin.host else origin.host
     target = f"{host}:{origin.port}"
     sock.sendall(
@@ -119,6 +122,8 @@ def tunnel(sock: socket.socket, origin: Origin, proxy: _Proxy) -> None:
     while not data.endswith(b"\r\n\r\n"):
         # One byte at a time: what follows is TLS, and not ours to read.
         byte = sock.recv(1)
+        if time.monotonic() >= ends:
+            raise TimeoutError
         if not byte or len(data) > MAX_HEAD:
             raise AccessRefused("the proxy does not let us through", where=str(origin))
         data += byte

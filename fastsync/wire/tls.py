@@ -9,6 +9,7 @@ memory (`TlsSocket`) there are as few as plain TCP has, but each byte is copied 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import ssl
@@ -21,6 +22,7 @@ from typing import Any, Final
 _RAW: Final = 128 << 10
 _SENT_AT_ONCE: Final = 256 << 10
 _RECORD: Final = 16 << 10
+MAX_RECORD: Final = _RECORD + 2048  # TLSCiphertext.length of RFC 5246, 6.2.3; RFC 8446 allows less
 # Where struct tcp_info of Linux (include/uapi/linux/tcp.h) has tcpi_bytes_received.
 _RECEIVED_AT: Final = 128
 # Every record takes the interpreter's lock: on two processors, two threads at it were slower than one.
@@ -43,16 +45,21 @@ class TlsSocket:
         self.fetched = 0  # bytes that came, of whatever is in them
         self._raw: memoryview | None = None
         self._unsent = memoryview(b"")
-        self._blocks = True
         self._is_over = False  # the server has said that nothing follows
+        self.waits_s = math.inf  # for all of a record, in a read by a thread
 
     def do_handshake(self) -> None:
-        """Blocks, for each message as long as the socket's timeout. Raises OSError."""
+        """Blocks, as long as the socket's timeout in all. Raises OSError."""
+        timeout_s = self._sock.gettimeout()
+        ends = math.inf if timeout_s is None else time.monotonic() + timeout_s
         while True:
             try:
                 self._tls.do_handshake()
             except ssl.SSLWantReadError:
                 self.flush()
+                if timeout_s is not None:
+                    # A byte now and then would make it last for ever.
+                    self._sock.settimeout(max(0.001, ends - time.monotonic()))
                 self._fetch(0)
             except ssl.SSLError:
                 with contextlib.suppress(OSError):
@@ -80,11 +87,14 @@ class TlsSocket:
         With MSG_WAITALL, which is for when so much is still to come, it waits for more to have come, up to
         the socket's timeout.
         """
+        ends = time.monotonic() + self.waits_s
         if not self.has_more and not self._is_over:
             self._fetch(flags, len(block))  # what is encrypted is longer
         while True:
             with _DECRYPTING, contextlib.suppress(BlockingIOError):
                 return self._fill(block, socket.MSG_DONTWAIT)
+            if time.monotonic() >= ends:
+                raise BlockingIOError
             self._fetch(0)
 
     def _fill(self, block: memoryview, flags: int = 0) -> int:
@@ -128,16 +138,14 @@ class TlsSocket:
     # -- writing -------------------------------------------------------------------------------------
 
     def send(self, data: memoryview | bytes, _flags: int = 0) -> int:
-        """How many bytes were taken; `flush` sends what the socket has no room for. Raises OSError."""
+        """How many bytes were taken; `flush` sends what the socket has no room for. Raises OSError, and
+        has taken nothing then."""
         self.flush()
         view, taken = memoryview(data)[:_SENT_AT_ONCE], 0
         while taken < len(view):
             taken += self._tls.write(view[taken:])
-        try:
+        with contextlib.suppress(BlockingIOError):
             self.flush()
-        except BlockingIOError:
-            if self._blocks:
-                raise
         return taken
 
     def flush(self) -> None:
@@ -153,11 +161,13 @@ class TlsSocket:
         return self._sock.fileno()
 
     def setblocking(self, flag: bool) -> None:
-        self._blocks = flag
         self._sock.setblocking(flag)
 
     def setsockopt(self, level: int, option: int, value: int | bytes) -> None:
         self._sock.setsockopt(level, option, value)
+
+    def getsockopt(self, level: int, option: int, size: int) -> bytes:
+        return self._sock.getsockopt(level, option, size)
 
     def shutdown(self, how: int) -> None:
         """Of the connection, not of TLS: wakes a thread that waits for it."""
@@ -252,6 +262,9 @@ class RecordSocket:
 
     def setsockopt(self, level: int, option: int, value: int | bytes) -> None:
         self._sock.setsockopt(level, option, value)
+
+    def getsockopt(self, level: int, option: int, size: int) -> bytes:
+        return self._sock.getsockopt(level, option, size)
 
     def shutdown(self, how: int) -> None:
         """Of the connection, not of TLS: wakes a thread that waits for it."""

@@ -128,6 +128,7 @@ class Client:
                         connect_timeout_s=options.request_timeout_s,
                         request_timeout_s=options.request_timeout_s,
                         stall_timeout_s=options.stall_timeout_s,
+                        min_rate=options.min_rate,
                         idle_s=_IDLE_S,
                         by_record=True,
                         send_buffer=options.tcp_send_buffer,

@@ -266,6 +266,7 @@ class Control:
             connect_timeout_s=self._store.request_timeout_s,
             request_timeout_s=self._store.request_timeout_s,
             stall_timeout_s=self._store.stall_timeout_s,
+            min_rate=self._store.min_rate,
             verify=not self.options.no_verify_ssl,
             ca_file=self.ca_file,
             proxy=self.proxy_for(origin),

@@ -180,6 +180,7 @@ class Plane:
                 connect_timeout_s=options.request_timeout_s,
                 request_timeout_s=options.request_timeout_s,
                 stall_timeout_s=options.stall_timeout_s,
+                min_rate=options.min_rate,
                 idle_s=IDLE_S,
                 send_buffer=options.tcp_send_buffer,
                 recv_buffer=options.tcp_recv_buffer,
