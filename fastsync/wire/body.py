@@ -28,6 +28,8 @@ MAX_REFUSAL: Final = 1 << 20
 # How much of a body the kernel gathers before it wakes a thread, and for how long it does at the most.
 _GATHERED: Final = 256 << 10
 _GATHERING_S: Final = 0.2
+# How often it is seen, within the time for an answer, whether the question is still on its way.
+_LOOKS: Final = 4
 # Less at once than this comes more slowly than it is taken, and is worth waiting for.
 _WORTH_A_CALL: Final = 64 << 10
 # Sends a request with this head, and tells of the bytes of its body.
@@ -59,6 +61,7 @@ class Body:
         data, interim = bytearray(), 0
         patience = self._options.request_timeout_s
         deadline = time.monotonic() + patience
+        set_timeouts(sock, patience / _LOOKS)
         while True:
             end = data.find(b"\r\n\r\n")
             if end >= 0:
@@ -80,9 +83,9 @@ class Body:
             try:
                 count = sock.recv_into(block)
             except BlockingIOError as error:
-                if time.monotonic() < deadline or (refused is None and is_leaving(sock)):
-                    continue
-                raise Stalled("the server fell silent") from error
+                if time.monotonic() >= deadline:
+                    raise Stalled(f"no answer within {patience:g} s") from error
+                continue
             except OSError as error:
                 if data:
                     raise Transient("the connection broke within the answer") from error

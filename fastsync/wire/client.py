@@ -62,7 +62,9 @@ _ENOUGH_TO_TELL: Final = 4 << 20
 # Progress is told when so much has moved and so long has passed: each time wakes the event loop.
 _TELL_EVERY: Final = 1 << 20
 _TELL_EVERY_S: Final = 0.02
+# Looks at exchanges: so often, and so often in the shorter of the times that are granted.
 _TICK_S: Final = 1.0
+_TICKS: Final = 5
 
 
 class Wire:
@@ -146,7 +148,9 @@ class Wire:
 
     def tick_later(self) -> None:
         if self._ticker is None and not self._closed:
-            self._ticker = asyncio.get_running_loop().call_later(_TICK_S, self._tick)
+            patience_s = min(self.options.stall_timeout_s, self.options.request_timeout_s)
+            pause_s = min(_TICK_S, patience_s / _TICKS)
+            self._ticker = asyncio.get_running_loop().call_later(pause_s, self._tick)
 
     def _tick(self) -> None:
         self._ticker = None
@@ -618,7 +622,6 @@ class Wire:
                 if not has_come(sock):
                     raise Stalled("the server takes no more bytes") from error
                 refused = error
-            set_timeouts(sock, self.options.request_timeout_s)
             with self._buffer() as block:
                 body = Body(self, sock, request.is_head, block, tell, refused)
                 reply = take(body)
