@@ -381,16 +381,23 @@ class Target:
             self.fd = -1
         self._temporary = ""
 
-    def drop(self) -> None:
-        """Leave nothing behind. Idempotent; an in-place target stays, as its user accepted."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+    def drop(self, reason: BaseException | None = None) -> None:
+        """Leave nothing behind. Idempotent; an in-place target stays, as its user accepted. What cannot be
+        removed, as on a disk that became read-only, is told with the `reason`."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            try:
+                os.close(fd)
+            except OSError:
+                pass  # it is closed; a disk that says here what became of the bytes says nothing of use
         if self._temporary and not self._rules.inplace:
             try:
                 insist(self._directory, lambda: os.unlink(self._temporary, dir_fd=self._directory))
             except OSError:
-                pass  # there is nobody to tell, and the reason that led here is being raised
+                if isinstance(reason, OSError):
+                    reason.strerror = (
+                        f"{reason.strerror}; {self._temporary} is left for a later run"
+                    )
             self._temporary = ""
 
 
@@ -537,8 +544,8 @@ class Copier:
                 if not same_state(before, os.fstat(source)):
                     raise SourceChanged("the file changed while it was copied")
                 target.finish(size, mtime_ns, mode, owner)
-            except BaseException:
-                target.drop()
+            except BaseException as error:
+                target.drop(error)
                 raise
         finally:
             os.close(source)

@@ -189,7 +189,11 @@ class LocalUpload:
 
     def _failed(self, error: OSError) -> FastsyncError:
         held = os.fstat(self._target.fd).st_blocks * 512 if self._target.fd >= 0 else 0
-        return write_error(error, self._where, self._directory, self._like.size, held)
+        made = write_error(error, self._where, self._directory, self._like.size, held)
+        if error.errno == errno.EROFS and not self._options.inplace and self._target.temporary:
+            # `abort` cannot remove it there, and has nobody to tell.
+            made.message += f"; {self._target.temporary} is left for a later run"
+        return made
 
     async def commit(self, size: int) -> Entry:
         if self._covered != ([(0, size)] if size else []):

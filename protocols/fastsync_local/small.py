@@ -154,6 +154,6 @@ def _write(directory: int, name: str, job: WholeJob, names: Names, rules: Rules)
     try:
         write_all(target.fd, data, 0)
         target.finish(len(data), entry.mtime_ns or 0, entry.mode or 0, entry.owner)
-    except BaseException:
-        target.drop()
+    except BaseException as error:
+        target.drop(error)
         raise

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
+from disks import Disk, ext4, tmpfs
 from sshd import running_sshd
 
 import fastsync as library
@@ -37,43 +38,15 @@ NO_SPACE = (
 # -- disks that are full or read-only ----------------------------------------------------------------
 
 
-class Disk:
-    """A filesystem of its own, mounted for one test."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def free(self) -> int:
-        status = os.statvfs(self.root)
-        return status.f_bavail * status.f_frsize
-
-    def make_read_only(self) -> None:
-        subprocess.run(["mount", "-o", "remount,ro", self.root], check=True)
-
-
 @pytest.fixture(params=["ext4", "tmpfs"])
 def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
     """A disk of 8 MB and 400 inodes."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a filesystem")
-    root = tmp_path / "disk"
-    root.mkdir()
     if request.param == "ext4":
-        if shutil.which("mkfs.ext4") is None:
-            pytest.skip("there is no mkfs.ext4")
-        image = tmp_path / "image"
-        with open(image, "wb") as file:
-            file.truncate(8 << 20)
-        make = ["mkfs.ext4", "-q", "-F", "-N", "400", "-m", "0", "-O", "^has_journal", str(image)]
-        subprocess.run(make, check=True)
-        command = ["mount", "-o", "loop", str(image), str(root)]
+        making = ext4(tmp_path / "disk", nbytes=8 << 20, image=tmp_path / "image")
     else:
-        command = ["mount", "-t", "tmpfs", "-o", "size=8m,nr_inodes=400", "tmpfs", str(root)]
-    mounted = subprocess.run(command, check=False, capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"mount is not allowed here: {mounted.stderr.strip()}")
-    yield Disk(root)
-    subprocess.run(["umount", root], check=True)
+        making = tmpfs(tmp_path / "disk", nbytes=8 << 20)
+    with making as disk:
+        yield disk
 
 
 @pytest.mark.parametrize("options", [(), ("--durable",), ("--sparse",)])
