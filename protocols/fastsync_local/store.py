@@ -161,6 +161,7 @@ class LocalStore:
                     seen += 1
                     if (
                         seen == HANDOVER_AFTER
+                        and walk.is_sure
                         and options.prune is None
                         and self._crew.walks_compete
                     ):

@@ -39,7 +39,7 @@ _MANY: Final = 1 << 15
 class _Level:
     """One directory on the way down: its sorted keys ("name" or "name/") and how far we are."""
 
-    __slots__ = ("fd", "identity", "index", "items", "keys", "name", "prefix")
+    __slots__ = ("fd", "gone", "identity", "index", "items", "keys", "name", "prefix")
 
     def __init__(self, fd: int, name: str, prefix: str, identity: tuple[int, int]) -> None:
         self.fd: int | None = fd
@@ -49,6 +49,7 @@ class _Level:
         self.index = 0
         self.keys: list[str] = []
         self.items: list[os.DirEntry[str]] | None = None
+        self.gone: list[str] = []  # names that were listed and then not there
 
     def close(self) -> None:
         if self.fd is not None:
@@ -85,12 +86,23 @@ def _leads_to_directory(item: os.DirEntry[str]) -> bool:
         return False
 
 
+def _refuse_removed(fd: int) -> None:
+    """Tell a directory that was removed while it was open from an empty one, as readdir(3) does not.
+
+    Raises FileNotFoundError. Some file systems count no links of any directory; so the kernel is asked
+    for the name, too (proc_pid_fd(5)).
+    """
+    if os.fstat(fd).st_nlink == 0 and os.readlink(f"/proc/self/fd/{fd}").endswith(" (deleted)"):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+
 class Walk:
     """An iterator of pages over the tree below `root_fd`, which it owns.
 
-    `after` is the `last` of a page of an earlier walk: the new one goes on behind it. An entry that is
-    gone by the time it is looked at is left out: it vanished, nothing was missed. Anything else that
-    cannot be looked at is a fault. Temporary files are left out, and with `sweep` those that nobody will
+    `after` is the `last` of a page of an earlier walk that `is_sure`: the new one goes on behind it. An
+    entry that is gone by the time it is looked at is left out: it vanished, nothing was missed; if its
+    directory lists it all the same, that is a fault, as is anything else that cannot be looked at.
+    Temporary files are left out, and with `sweep` those that nobody will
     finish are removed. Raises OSError only if the root cannot be read.
     """
 
@@ -169,8 +181,15 @@ class Walk:
         self._reached = level.prefix + keys[end - 1]
         self._files(level, index, end)
 
+    @property
+    def is_sure(self) -> bool:
+        """False while a directory has yet to be asked again whether what was not there is gone."""
+        return not any(level.gone for level in self._stack)
+
     def _leave(self) -> None:
         """Go up, and get hold of the directory there again if the tree was too deep to keep it open."""
+        if self._stack[-1].gone:
+            self._look_again(self._stack[-1])
         level = self._stack.pop()
         if self._stack and level.fd is not None and self._stack[-1].fd is None:
             above = self._stack[-1]
@@ -232,6 +251,8 @@ class Walk:
                     continue
                 is_dir = _leads_to_directory(item) if follow else item.is_dir(follow_symlinks=False)
                 by_key[name + "/" if is_dir else name] = item
+        if not by_key:
+            _refuse_removed(level.fd)
         if self._sweep:
             for name in unfinished:
                 remove_abandoned(level.fd, name)
@@ -244,11 +265,11 @@ class Walk:
         try:
             status = self._lookup(level, name, index)
         except OSError as error:
-            self._fault(path, error)
+            self._fault(level, name, error)
             return
         if not stat.S_ISDIR(status.st_mode):
             # Its place in the order is another one now; the next run will see it there.
-            self._fault(path, OSError(errno.ESTALE, "was replaced during the walk"))
+            self._fault(level, name, OSError(errno.ESTALE, "was replaced during the walk"))
             return
         owner = (status.st_uid, status.st_gid) if self._owner else None
         mode = status.st_mode & 0o7777
@@ -272,12 +293,34 @@ class Walk:
         except OSError as error:
             if fd >= 0:
                 os.close(fd)
-            self._fault(path, error)
+            self._fault(level, name, error)
             return
         self._stack.append(inner)
         # Links may not be reopened by name, so under -L a very deep tree keeps its descriptors.
         if len(self._stack) > MAX_HELD and not self._follow:
             self._stack[-MAX_HELD].let_go()
+
+    def _look_again(self, level: _Level) -> None:
+        """Once more through a directory that listed what was not there. "No such file" alone is no proof:
+        networked disks say it of what they have lost track of."""
+        gone, level.gone = set(level.gone), []
+        try:
+            with os.scandir(self._descriptor(level)) as found:
+                listed = sorted_as_bytes([item.name for item in found if item.name in gone])
+            if not listed:
+                _refuse_removed(self._descriptor(level))
+        except FileNotFoundError:
+            # It is gone itself, if the one above agrees. The root has none above: nothing in it counts.
+            if level.name:
+                self._stack[-2].gone.append(level.name)
+            else:
+                self._faults.append(("", errno.ESTALE, "the directory is gone since it was opened"))
+        except OSError as error:
+            text = error.strerror or str(error)
+            self._faults.append((level.prefix[:-1], error.errno or 0, text))
+        else:
+            text = "it is listed, and yet not there"
+            self._faults += [(level.prefix + name, errno.ESTALE, text) for name in listed]
 
     # -- rows ----------------------------------------------------------------------------------------
 
@@ -323,7 +366,7 @@ class Walk:
             try:
                 status = self._lookup(level, name, index)
             except OSError as error:
-                self._fault(prefix + name, error)
+                self._fault(level, name, error)
             else:
                 self._rows.extend(filter(None, [self._row(level, name, status)]))
 
@@ -342,16 +385,19 @@ class Walk:
             try:
                 target = os.readlink(name, dir_fd=self._descriptor(level))
             except OSError as error:
-                self._fault(path, error)
+                self._fault(level, name, error)
                 return None
         elif stat.S_ISDIR(mode):
             # A file was replaced by a directory since it was read; the next run will see it.
-            self._fault(path, OSError(errno.ESTALE, "became a directory during the walk"))
+            self._fault(level, name, OSError(errno.ESTALE, "became a directory during the walk"))
             return None
         owner = (status.st_uid, status.st_gid) if self._owner else None
         return path, kind, size, status.st_mtime_ns, mode & 0o7777, target, None, owner, None
 
-    def _fault(self, path: str, error: OSError) -> None:
+    def _fault(self, level: _Level, name: str, error: OSError) -> None:
         # Under -L "no such file" is what a dangling link says, and that one is there.
-        if error.errno != errno.ENOENT or self._follow:
-            self._faults.append((path, error.errno or 0, error.strerror or str(error)))
+        if error.errno == errno.ENOENT and not self._follow:
+            level.gone.append(name)
+        else:
+            text = error.strerror or str(error)
+            self._faults.append((level.prefix + name, error.errno or 0, text))

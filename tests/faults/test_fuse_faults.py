@@ -82,11 +82,15 @@ def test_a_source_that_fails(
     assert debris(dest) == []
 
 
-def test_a_listing_that_fails(fastsync: Fastsync, plant: Plant, tmp_path: Path) -> None:
-    """Of one directory: what is not seen there is not gone."""
+@pytest.mark.parametrize("fault", ["readdir EIO", "getattr ENOENT"])
+def test_a_listing_that_fails(fastsync: Fastsync, plant: Plant, tmp_path: Path, fault: str) -> None:
+    """Of one directory: what is not seen there is not gone, even where the disk says "no such file" of a
+    name that it lists."""
     disk = plant(tmp_path / "disk", TREE)
     dest = plant(tmp_path / "dest", {"dir/keep": "keep"})
-    with mounted(disk, tmp_path / "mnt", readdir={"errno": errno.EIO, "ending": "/dir"}):
+    call, _, name = fault.partition(" ")
+    faults = {call: {"errno": getattr(errno, name), "ending": "/dir"}}
+    with mounted(disk, tmp_path / "mnt", **faults):
         done = fastsync("sync", "--delete", "mnt", "dest")
     assert (done.code, "not deleting: " in done.stderr) == (3, True), done
     assert contents(dest) == {"bad": LARGE, "good": b"good", "dir/keep": b"keep"}

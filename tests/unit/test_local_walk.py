@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import random
+import shutil
 import socket
 import stat
 import subprocess
@@ -406,6 +407,61 @@ def test_what_vanishes_is_left_out(tmp_path: Path, many: int, links: str) -> Non
         ((rows, faults, _),) = list(walking)
     assert [row[0] for row in rows] == ["a", "c", "d"]
     assert faults == []
+
+
+@pytest.mark.parametrize("victim", ["a", "b", "b/c", "link"])
+def test_what_is_listed_and_said_to_be_missing_is_a_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: str
+) -> None:
+    """Files, directories and links, of which the disk knows the name alone."""
+    (tmp_path / "b/c").mkdir(parents=True)
+    (tmp_path / "a").touch()
+    (tmp_path / "link").symlink_to("a")
+    (tmp_path / "z").touch()
+    call = {"a": "stat", "link": "readlink"}.get(victim, "open")
+    with tuned(many=0):
+        failed = failing(monkeypatch, call, os.path.basename(victim), errno.ENOENT)
+        rows, faults = listed(tmp_path)
+    assert failed()
+    there = {"a", "b", "b/c", "link", "z"}
+    hidden = {"b": {"b/c"}, "b/c": set()}.get(victim, {victim})
+    assert {row[0] for row in rows} == there - hidden
+    assert [fault[:2] for fault in faults] == [(victim, errno.ESTALE)]
+
+
+@pytest.mark.parametrize("is_made_anew", [False, True])
+def test_a_directory_that_is_removed_while_it_is_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_made_anew: bool
+) -> None:
+    """It reads as an empty one, which it was not; what stands there now was not looked at."""
+    (tmp_path / "a/b").mkdir(parents=True)
+    really = os.scandir
+
+    def removing(fd: int) -> Any:
+        if os.readlink(f"/proc/self/fd/{fd}").endswith("/a"):
+            (tmp_path / "a/b").rmdir()
+            (tmp_path / "a").rmdir()
+            if is_made_anew:
+                (tmp_path / "a/b").mkdir(parents=True)
+        return really(fd)
+
+    monkeypatch.setattr(os, "scandir", removing)
+    rows, faults = listed(tmp_path)
+    assert [row[0] for row in rows] == ["a"]
+    assert [fault[:2] for fault in faults] == ([("a", errno.ESTALE)] if is_made_anew else [])
+
+
+@pytest.mark.parametrize("is_made_anew", [False, True])
+def test_a_root_that_vanishes(tmp_path: Path, is_made_anew: bool) -> None:
+    """Whoever removes the source does not mean that the copies are to go."""
+    for name in ("root/a", "root/b/c", "root/d"):
+        (tmp_path / name).mkdir(parents=True)
+    walking = walk(tmp_path / "root")
+    shutil.rmtree(tmp_path / "root")
+    if is_made_anew:
+        (tmp_path / "root").mkdir()
+    ((_, faults, _),) = list(walking)
+    assert [fault[:2] for fault in faults] == [("", errno.ESTALE)]
 
 
 @pytest.mark.parametrize("many", [0, 100])
