@@ -835,6 +835,38 @@ class ResumesUploads(DropsUploads, Protocol):
 
 
 @runtime_checkable
+class CopiesRanges(Upload, Protocol):
+    """An upload of what the store copies by itself, part by part."""
+
+    async def copy_range(self, start: int, stop: int, progress: Progress) -> None:
+        """Take the bytes [start, stop) of the version that it is a copy of. Raises as `Source.read` does."""
+        ...
+
+
+@runtime_checkable
+class CopiesParts(CopiesWithin, ForeseesUploads, Protocol):
+    """A sink that copies by itself, and large files in parts: by an upload each, which a killed process
+    leaves behind. `copy_from` is not asked for those."""
+
+    def copy_part_size(self, source: Source, entry: Entry) -> int | None:
+        """How large the parts of that copy are; None for what `copy_from` copies."""
+        ...
+
+    async def upload_copy(
+        self, source: Source, job: CopyJob, options: WriteOptions, part_size: int
+    ) -> CopiesRanges:
+        """Begin a copy; see `Sink.upload`. Raises Changed, Vanished."""
+        ...
+
+    async def resume_copy(
+        self, ticket: str, source: Source, job: CopyJob, options: WriteOptions, part_size: int
+    ) -> CopiesRanges | None:
+        """The upload of that ticket, which knows by itself what of it is there; None when it is not there
+        as it was left, or of a copy of something else."""
+        ...
+
+
+@runtime_checkable
 class CreatesPlaces(Protocol):
     """A store whose location has to be made by a call of its own (a bucket)."""
 

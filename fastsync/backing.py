@@ -15,6 +15,7 @@ from fastsync.backend import (
     offers,
 )
 from fastsync.errors import FastsyncError, Unsupported
+from fastsync.stitching import copies_in_parts, copy_in_parts
 from fastsync.transfer import Lanes, copies_within, transfer
 from fastsync.workers import run_all
 
@@ -48,14 +49,20 @@ async def save(
 
     async def copy(job: CopyJob) -> None:
         try:
-            await transfer(sink, backup, job.entry, job.path, write, lanes, _silent)
+            if copies_within(sink, backup):
+                await copy_in_parts(sink, backup, job, write, lanes, _silent)
+            else:
+                await transfer(sink, backup, job.entry, job.path, write, lanes, _silent)
         except FastsyncError as error:
             answers[job.path] = error
 
-    if files and copies_within(sink, backup):
+    alone = files
+    if copies_within(sink, backup):
         assert isinstance(backup, CopiesWithin)
-        done = await backup.copy_from(sink, files, write, _silent)
-        answers |= {job.path: answer for job, answer in zip(files, done, strict=True)}
-    elif files:
-        await run_all(min(lanes.streams.limit, len(files)), (copy(job) for job in files))
+        alone = [job for job in files if copies_in_parts(sink, backup, job.entry)]
+        if together := [job for job in files if job not in alone]:
+            done = await backup.copy_from(sink, together, write, _silent)
+            answers |= {job.path: answer for job, answer in zip(together, done, strict=True)}
+    if alone:
+        await run_all(min(lanes.streams.limit, len(alone)), (copy(job) for job in alone))
     return [answers.get(entry.path) for entry in entries]

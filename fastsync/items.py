@@ -44,6 +44,7 @@ from fastsync.patience import Call, Patience, patiently
 from fastsync.plan import Action, Step
 from fastsync.resuming import UploadLog
 from fastsync.spool import Spool
+from fastsync.stitching import copies_in_parts, copy_in_parts
 from fastsync.tally import Tally
 from fastsync.transfer import Lanes, copies_within, transfer
 from fastsync.work import Budgets, Record, Work
@@ -251,16 +252,24 @@ class Items:
                 started = time.monotonic()
                 return await self._copy_whole(work, some, verified)
             sink = work.sink
-            assert offers(work.sink, CopiesWithin)
-            async with self.lanes.streams.spend(1), self.lanes.memory.spend(READ_BUFFER):
+            jobs = work.jobs(some)
+            answers: Sequence[FastsyncError | None]
+            if alone is not None and copies_in_parts(work.source, sink, alone.entry):
                 started = time.monotonic()
                 with self._current(alone):
-                    if not run.unpaced:
-                        await self._wait_for_turn(work, some)
-                    jobs = work.jobs(some)
-                    answers: Sequence[FastsyncError | None] = await work.sink.copy_from(
-                        work.source, jobs, work.write, self._tally.moved
-                    )
+                    moved = self._tally.moved
+                    await copy_in_parts(work.source, sink, jobs[0], work.write, self.lanes, moved)
+                answers = [None]
+            else:
+                assert offers(work.sink, CopiesWithin)
+                async with self.lanes.streams.spend(1), self.lanes.memory.spend(READ_BUFFER):
+                    started = time.monotonic()
+                    with self._current(alone):
+                        if not run.unpaced:
+                            await self._wait_for_turn(work, some)
+                        answers = await work.sink.copy_from(
+                            work.source, jobs, work.write, self._tally.moved
+                        )
             if run.rereads:
                 answers = await reread(work.source, sink, jobs, answers, self.lanes)
             if work.write.reread:

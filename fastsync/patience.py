@@ -90,7 +90,7 @@ async def patiently(
         done(good)
         again: list[tuple[T, FastsyncError]] = []
         for item, answer in zip(some, answers, strict=True):
-            if answer is not None and answer.transient:
+            if answer is not None and answer.transient and not answer.is_final:
                 again.append((item, answer))
             elif answer is not None:
                 failed(item, answer)

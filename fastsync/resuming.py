@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from fastsync.backend import (
@@ -20,6 +21,7 @@ from fastsync.backend import (
     Leavable,
     LeavesTraces,
     LocalFiles,
+    Progress,
     Rechecks,
     ResumesUploads,
     Sink,
@@ -56,6 +58,55 @@ class Unfinished(NamedTuple):
     ticket: str
     ranges: list[Range] | None
     others: Sequence[str] = ()
+
+
+class Beginning(Protocol):
+    """How the upload of one file is begun."""
+
+    @property
+    def part_size(self) -> int: ...
+
+    def foresee(self) -> str | None:
+        """See `ForeseesUploads.foresee_upload`; None of a store that does not."""
+        ...
+
+    async def upload(self) -> Upload:
+        """A new one."""
+        ...
+
+    async def resume(self, left: Unfinished) -> Upload | None:
+        """What an earlier process left of it; None where that cannot be gone on with."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Writing:
+    """An upload whose bytes come from here."""
+
+    sink: Sink
+    path: str
+    entry: Entry
+    options: WriteOptions
+    part_size: int
+    old: Entry | None
+
+    def foresee(self) -> str | None:
+        sink = self.sink
+        if not offers(sink, ForeseesUploads):
+            return None
+        return sink.foresee_upload(self.path, self.entry, self.options, self.part_size)
+
+    async def upload(self) -> Upload:
+        return await self.sink.upload(self.path, self.entry, self.options, self.part_size, self.old)
+
+    async def resume(self, left: Unfinished) -> Upload | None:
+        sink = self.sink
+        # How far it came does not matter to who finds out by itself.
+        is_begun = left.ranges or sink.limits.rechecks
+        if not is_begun or not offers(sink, ResumesUploads):
+            return None
+        ranges = left.ranges or ()
+        return await sink.resume_upload(left.ticket, self.path, self.entry, self.options, ranges)
 
 
 class UploadLog(Protocol):
@@ -197,32 +248,44 @@ class Trace:
             self._log.forget(self._noted)
 
 
+class Once:
+    """Tells of a part's bytes once, however often the part is tried."""
+
+    def __init__(self, progress: Progress, trace: Trace, start: int) -> None:
+        self._progress = progress
+        self._trace = trace
+        self._start = start
+        self._told = 0
+        self._now = 0
+
+    def restart(self) -> None:
+        self._now = 0
+
+    def __call__(self, nbytes: int, /) -> None:
+        self._now += nbytes
+        if self._now > self._told:
+            self._progress(self._now - self._told)
+            self._told = self._now
+            self._trace.reached(self._start, self._start + self._told)
+
+
 async def begin(
-    sink: Sink,
-    path: str,
-    entry: Entry,
-    options: WriteOptions,
-    part_size: int,
-    old: Entry | None,
-    version: Version | None,
-    log: UploadLog | None,
+    sink: Sink, path: str, how: Beginning, version: Version | None, log: UploadLog | None
 ) -> Trace:
     """The upload of a file: of the wanted version, from where an earlier process left it, else a new one.
     Raises what `Sink.upload` does."""
-    foreseen: str | None = None
-    if log is not None and offers(sink, ForeseesUploads):
-        foreseen = sink.foresee_upload(path, entry, options, part_size)
+    foreseen = None if log is None else how.foresee()
     if log is not None and (version is not None or foreseen is not None):
         for left in log.take_up(sink, path, version):
-            resumed = await _resume(sink, left, path, entry, options)
+            resumed = None if left.ranges is None else await how.resume(left)
             if resumed is not None and not offers(resumed, Rechecks):
                 return Trace(resumed, log, left.noted, done=left.ranges or (), resumable=True)
-            if resumed is not None and resumed.part_size == part_size:
+            if resumed is not None and resumed.part_size == how.part_size:
                 return Trace(resumed, log, left.noted, resumable=True)
             await _drop(sink, left, log)
     noted = 0 if log is None or foreseen is None else log.note(sink, path, foreseen)
     try:
-        upload = await sink.upload(path, entry, options, part_size, old)
+        upload = await how.upload()
     except BaseException as error:
         if log is not None and noted:
             is_certain = isinstance(error, FastsyncError) and not error.transient
@@ -247,16 +310,6 @@ async def begin(
 
 def _ticket_of(upload: Upload) -> str | None:
     return upload.ticket if offers(upload, LeavesTraces) else None
-
-
-async def _resume(
-    sink: Sink, left: Unfinished, path: str, entry: Entry, options: WriteOptions
-) -> Upload | None:
-    # How far it came does not matter to who finds out by itself.
-    is_begun = left.ranges is not None and (left.ranges or sink.limits.rechecks)
-    if left.ranges is None or not is_begun or not offers(sink, ResumesUploads):
-        return None
-    return await sink.resume_upload(left.ticket, path, entry, options, left.ranges)
 
 
 async def _drop(sink: Sink, left: Unfinished, log: UploadLog) -> None:

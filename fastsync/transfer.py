@@ -58,7 +58,7 @@ from fastsync.errors import (
 from fastsync.pace import Pace
 from fastsync.patience import persistently
 from fastsync.rereading import RangeDigest, Seen, compare_ends
-from fastsync.resuming import Trace, UploadLog, begin, gaps, version_of
+from fastsync.resuming import Once, Trace, UploadLog, Writing, begin, gaps, version_of
 from fastsync.widening import Widening, few
 from fastsync.workers import run_all
 
@@ -184,10 +184,8 @@ async def transfer(
         )
     if not offers(source, LocalFiles) or lanes.pace is not None:
         options = dataclasses.replace(options, from_memory=True)
-    trace = await persistently(
-        lambda: begin(sink, path, entry, options, part_size, old, version, lanes.log),
-        lanes.may_retry,
-    )
+    how = Writing(sink, path, entry, options, part_size, old)
+    trace = await persistently(lambda: begin(sink, path, how, version, lanes.log), lanes.may_retry)
     upload = trace.upload
     try:
         lanes.resumed(sum(stop - start for start, stop in trace.done))
@@ -217,27 +215,6 @@ async def transfer(
     if options.reread and not is_reread:
         await move.reread_made(path, size)
     return Landed(made, is_verified or options.reread)
-
-
-class _Once:
-    """Tells of a part's bytes once, however often the part is tried."""
-
-    def __init__(self, progress: Progress, trace: Trace, start: int) -> None:
-        self._progress = progress
-        self._trace = trace
-        self._start = start
-        self._told = 0
-        self._now = 0
-
-    def restart(self) -> None:
-        self._now = 0
-
-    def __call__(self, nbytes: int, /) -> None:
-        self._now += nbytes
-        if self._now > self._told:
-            self._progress(self._now - self._told)
-            self._told = self._now
-            self._trace.reached(self._start, self._start + self._told)
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -307,7 +284,7 @@ class _Move:
                 yield start + low, start + high
 
     async def _part(self, start: int, stop: int) -> None:
-        once = _Once(self.progress, self.trace, start)
+        once = Once(self.progress, self.trace, start)
 
         async def move() -> None:
             once.restart()
@@ -574,7 +551,7 @@ class _Move:
                     await digest.add(piece)
                 await _stage(file, start + taken, piece)
                 taken += len(piece)
-            once = _Once(self.progress, self.trace, start)
+            once = Once(self.progress, self.trace, start)
 
             async def write() -> None:
                 once.restart()

@@ -3,7 +3,6 @@ takes. Metadata, tags, storage class and encryption go along."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -11,20 +10,14 @@ from fastsync.backend import CopyJob, Entry, Progress, WriteOptions
 from fastsync.errors import FastsyncError, IntegrityError, NotFound, Unsupported
 from fastsync.wire import Headers, Reply
 from fastsync_s3.attributes import Known
-from fastsync_s3.checksums import expected_of, multipart_etag
-from fastsync_s3.documents import (
-    build_complete,
-    parse_complete,
-    parse_copy,
-    parse_initiate,
-    parse_tagging,
-)
+from fastsync_s3.checksums import expected_of
+from fastsync_s3.documents import parse_copy, parse_initiate, parse_tagging
 from fastsync_s3.guards import guard
 from fastsync_s3.metadata import Lookup
 from fastsync_s3.objects import as_read_error, attribute_headers, completed, entry_of, known_of
 from fastsync_s3.plane import Call, is_in_doubt, values
 from fastsync_s3.signing import encode_path, encode_query
-from fastsync_s3.upload import abort_upload
+from fastsync_s3.upload import S3Upload, SentPart, Wanted
 
 if TYPE_CHECKING:
     from fastsync_s3.store import S3Store
@@ -52,6 +45,60 @@ _KEPT: Final = (
 _META: Final = "x-amz-meta-"
 
 
+def part_size_of(size: int | None) -> int | None:
+    """How large the parts of a copy are; None for what goes in one call."""
+    return None if (size or 0) <= LARGEST_COPY else max(COPY_PART, -(-(size or 0) // 10_000))
+
+
+class PartsCopy(S3Upload):
+    """See `CopiesRanges`. What is made with other headers, or in other parts, is another upload."""
+
+    def __init__(
+        self,
+        source: S3Store,
+        sink: S3Store,
+        job: CopyJob,
+        made_with: tuple[Entry, dict[str, str]],
+        options: WriteOptions,
+        part_size: int,
+    ) -> None:
+        like, headers = made_with
+        super().__init__(sink, job.path, like, options, part_size, job.old)
+        self._source = source
+        self._job = job
+        self._headers = headers
+
+    async def _create(self) -> None:
+        # A checksum of the parts would be one that the service itself has made of them.
+        call = Call("POST", self._key, (("uploads", ""),), self._headers, repeatable=False)
+        self._upload_id = parse_initiate((await self._plane.ask(call)).body)
+        self._wanted = Wanted(crc=False, sha256=False, md5=False)
+
+    async def copy_range(self, start: int, stop: int, progress: Progress) -> None:
+        """See `CopiesRanges.copy_range`."""
+        number, entry = self._grid.number(start), self._job.entry
+        there = self._there.get(number)
+        if there is not None and there.size == stop - start:
+            etag = there.etag  # nobody else knows of the upload, and it is of one version
+        else:
+            headers = ServiceCopy.source_headers(self._source, self._job)
+            headers["x-amz-copy-source-range"] = f"bytes={start}-{stop - 1}"
+            query = (("partNumber", str(number + 1)), ("uploadId", self._upload_id or ""))
+            try:
+                reply = await self._plane.ask(Call("PUT", self._key, query, headers))
+            except FastsyncError as error:
+                raise as_read_error(error, self._source.where(entry.path)) from error
+            if not (etag := parse_copy(reply.body).etag):
+                raise IntegrityError("the server copied a part without an ETag", where=self._where)
+        self._parts[number] = SentPart(etag, stop - start, None)
+        progress(stop - start)
+
+    async def commit(self, size: int) -> Entry:
+        """See `Upload.commit`. How long the object is, is asked: no byte of it passed here."""
+        await super().commit(size)
+        return await self._store.stat(self._path)
+
+
 class ServiceCopy:
     """Copies from one store into another of the same service."""
 
@@ -65,7 +112,6 @@ class ServiceCopy:
         answers: list[FastsyncError | None] = [None] * len(jobs)
         heads = await self._source.heads([job.entry for job in jobs])
         small: list[tuple[int, Call]] = []
-        large: list[tuple[int, Headers]] = []
         writes = [(self._sink.prefix + job.path, job.old) for job in jobs]
         guarded = await guard(self._sink.plane, self._sink.prefix, writes, self._options)
         for index, (job, head, conditions) in enumerate(zip(jobs, heads, guarded, strict=True)):
@@ -75,10 +121,7 @@ class ServiceCopy:
             try:
                 if isinstance(conditions, FastsyncError):
                     raise conditions
-                if (job.entry.size or 0) <= LARGEST_COPY:
-                    small.append((index, self._copy_call(job, head, conditions)))
-                else:
-                    large.append((index, head))
+                small.append((index, self._copy_call(job, head, conditions)))
             except FastsyncError as error:
                 answers[index] = error
         replies = await self._sink.plane.ask_all([call for _, call in small])
@@ -96,11 +139,6 @@ class ServiceCopy:
             assert not isinstance(head, FastsyncError)
             known.append(self._known(job, head, reply))
         await self._sink.attributes.remember(row for row in known if row is not None)
-        for index, head in large:
-            try:
-                await self._copy_parts(jobs[index], head, progress)
-            except FastsyncError as error:
-                answers[index] = error
         return answers
 
     async def set_attributes(self, jobs: Sequence[CopyJob]) -> list[FastsyncError | None]:
@@ -129,7 +167,7 @@ class ServiceCopy:
                     )
                 headers = self._replaced(head, job.entry)
                 source = CopyJob(entry, job.path)
-                headers |= self._source_headers(sink, source)
+                headers |= self.source_headers(sink, source)
                 calls.append((index, source, Call("PUT", sink.key_of(job.path), (), headers)))
             except FastsyncError as error:
                 answers[index] = error
@@ -148,7 +186,7 @@ class ServiceCopy:
 
     def _copy_call(self, job: CopyJob, head: Headers, conditions: Mapping[str, str]) -> Call:
         options = self._sink.plane.options
-        headers = self._source_headers(self._source, job)
+        headers = self.source_headers(self._source, job)
         headers |= conditions
         if options.replaces_metadata:
             headers |= {**_metadata(head), **options.write_headers}
@@ -160,7 +198,7 @@ class ServiceCopy:
         return Call("PUT", self._sink.new_key(job.path), (), headers, repeatable=False)
 
     @staticmethod
-    def _source_headers(store: S3Store, job: CopyJob) -> dict[str, str]:
+    def source_headers(store: S3Store, job: CopyJob) -> dict[str, str]:
         place = encode_path(f"/{store.plane.bucket}/{store.key_of(job.entry.path)}")
         if store.version_id is not None:
             place += "?" + encode_query([("versionId", store.version_id)])
@@ -199,60 +237,20 @@ class ServiceCopy:
 
     # -- many calls ----------------------------------------------------------------------------------
 
-    async def _copy_parts(self, job: CopyJob, head: Headers, progress: Progress) -> None:
-        sink, plane, key = self._sink, self._sink.plane, self._sink.new_key(job.path)
-        size = job.entry.size or 0
+    async def part_headers(self, job: CopyJob) -> tuple[Entry, dict[str, str]]:
+        """What a copy in parts is made with, for nothing goes along by itself: the entry, completed, and the
+        headers. Raises Changed, Vanished."""
+        options = self._sink.plane.options
+        (head,) = await self._source.heads([job.entry])
+        if isinstance(head, FastsyncError):
+            raise head
         headers = {**_metadata(head), **values(head, _KEPT)}
         if (tags := await self._tags(job.entry, head)) is not None:
             headers["x-amz-tagging"] = tags
-        headers |= plane.options.write_headers
-        if plane.options.content_type:
-            headers["content-type"] = plane.options.content_type
-        reply = await plane.ask(Call("POST", key, (("uploads", ""),), headers, repeatable=False))
-        upload_id = parse_initiate(reply.body)
-        try:
-            part = max(COPY_PART, -(-size // 10_000))
-            calls = []
-            for number, start in enumerate(range(0, size, part)):
-                stop = min(start + part, size)
-                part_headers = self._source_headers(self._source, job)
-                part_headers["x-amz-copy-source-range"] = f"bytes={start}-{stop - 1}"
-                query = (("partNumber", str(number + 1)), ("uploadId", upload_id))
-                calls.append(Call("PUT", key, query, part_headers))
-            etags: list[tuple[int, str, tuple[str, str] | None]] = []
-            for number, answer in enumerate(await plane.ask_all(calls)):
-                if isinstance(answer, FastsyncError):
-                    raise as_read_error(answer, self._source.where(job.entry.path))
-                if not (etag := parse_copy(answer.body).etag):
-                    raise IntegrityError("the server copied a part without an ETag", where=key)
-                etags.append((number + 1, etag, None))
-                progress(min(part, size - number * part))
-            body = build_complete(etags)
-            end = (("uploadId", upload_id),)
-            (conditions,) = await guard(plane, sink.prefix, [(key, job.old)], self._options)
-            if isinstance(conditions, FastsyncError):
-                raise conditions
-            try:
-                done = await plane.ask(Call("POST", key, end, conditions, body, repeatable=False))
-                parse_complete(done.body)
-            except FastsyncError as error:
-                # Of an answer that got lost, the object tells.
-                if not is_in_doubt(error):
-                    raise
-                with contextlib.suppress(FastsyncError):
-                    if (await sink.stat(job.path)).version == multipart_etag(
-                        [etag for _, etag, _ in etags]
-                    ):
-                        return
-                raise
-        except BaseException:
-            await abort_upload(plane, key, upload_id)
-            raise
-        made = await sink.stat(job.path)
-        if made.size != size:
-            raise IntegrityError(
-                f"{size} bytes were copied, the object has {made.size}", where=sink.where(job.path)
-            )
+        headers |= options.write_headers
+        if options.content_type:
+            headers["content-type"] = options.content_type
+        return completed(job.entry, head), headers
 
     async def _tags(self, entry: Entry, head: Headers) -> str | None:
         if not head.get("x-amz-tagging-count"):

@@ -51,7 +51,7 @@ from fastsync_s3.checksums import (
     hashed_parts,
     remembered_md5,
 )
-from fastsync_s3.copying import ServiceCopy
+from fastsync_s3.copying import PartsCopy, ServiceCopy, part_size_of
 from fastsync_s3.documents import (
     build_delete,
     parse_delete,
@@ -727,6 +727,35 @@ class S3Store:
         """See `CopiesWithin.copy_from`."""
         assert isinstance(source, S3Store)
         return await ServiceCopy(source, self, options).copy(jobs, progress)
+
+    def copy_part_size(self, source: Source, entry: Entry) -> int | None:
+        """See `CopiesParts.copy_part_size`."""
+        return part_size_of(entry.size) if self.can_copy_from(source) else None
+
+    async def upload_copy(
+        self, source: Source, job: CopyJob, options: WriteOptions, part_size: int
+    ) -> PartsCopy:
+        """See `CopiesParts.upload_copy`."""
+        upload = await self._parts_copy(source, job, options, part_size)
+        await upload.begin()
+        return upload
+
+    async def resume_copy(
+        self, ticket: str, source: Source, job: CopyJob, options: WriteOptions, part_size: int
+    ) -> PartsCopy | None:
+        """See `CopiesParts.resume_copy`."""
+        told = Ticket.read(ticket)
+        if options.guarded or told.part_size != part_size:
+            return None
+        upload = await self._parts_copy(source, job, options, part_size)
+        return upload if await upload.take_up(told) else None
+
+    async def _parts_copy(
+        self, source: Source, job: CopyJob, options: WriteOptions, part_size: int
+    ) -> PartsCopy:
+        assert isinstance(source, S3Store)
+        made_with = await ServiceCopy(source, self, options).part_headers(job)
+        return PartsCopy(source, self, job, made_with, options, part_size)
 
     async def set_attributes(
         self, jobs: Sequence[CopyJob], options: WriteOptions

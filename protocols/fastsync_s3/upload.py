@@ -166,7 +166,9 @@ def is_single(like: Entry, options: WriteOptions, part_size: int) -> bool:
 
 
 @dataclass(slots=True)
-class _Part:
+class SentPart:
+    """A part that the server has."""
+
     etag: str
     size: int
     crc: int | None
@@ -207,7 +209,7 @@ class S3Upload:
         self._headers = write_headers(self._key, like, self._plane.options, options)
         self._wanted = Wanted.by(self._plane, crc=store.sends_crc)
         self._held: _Held | None = None
-        self._parts: dict[int, _Part] = {}
+        self._parts: dict[int, SentPart] = {}
         self._there: dict[int, Part] = {}  # of an earlier process, by number from 0
         self._upload_id: str | None = None
         self._is_in_doubt = False
@@ -318,7 +320,7 @@ class S3Upload:
             self._hold(_Held(digests, b"", os.dup(fd), start, progress))
             return
         if self._has(number, digests):
-            self._parts[number] = _Part(self._there[number].etag, digests.size, digests.crc)
+            self._parts[number] = SentPart(self._there[number].etag, digests.size, digests.crc)
             progress(digests.size)
             return
         call = self._part_call(start, digests)
@@ -326,7 +328,7 @@ class S3Upload:
             reply = await self._plane.send_from_file(call, fd, start, stop, progress)
         except IntegrityError as error:
             raise Changed("the file was written to while it was sent") from error
-        self._parts[number] = _Part(self._etag(reply.headers), stop - start, digests.crc)
+        self._parts[number] = SentPart(self._etag(reply.headers), stop - start, digests.crc)
 
     def _part_call(self, start: int, digests: Digests) -> Call:
         number = self._grid.number(start)
@@ -336,7 +338,7 @@ class S3Upload:
     async def _put_part(self, start: int, digests: Digests, call: Call) -> None:
         reply = await self._plane.ask(call)
         number = self._grid.number(start)
-        self._parts[number] = _Part(self._etag(reply.headers), digests.size, digests.crc)
+        self._parts[number] = SentPart(self._etag(reply.headers), digests.size, digests.crc)
 
     def _etag(self, headers: object) -> str:
         etag = etag_of(headers)  # type: ignore[arg-type]
