@@ -27,9 +27,6 @@ from fastsync.workers import run_all
 
 # A line of one small file waits for answers most of the time; what moves is bounded by the budget.
 _AT_ONCE: Final = 4
-_COUNTS: Final = tuple(
-    each.name for each in dataclasses.fields(Totals) if each.name not in ("scanning", "current")
-)
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -116,7 +113,7 @@ class _Batch:
         """What has ended and what is under way."""
         totals = dataclasses.replace(self._ended, current={})
         for each in self.running.values():
-            _add(totals, each)
+            totals.add(each)
             totals.current.update(each.current)
         totals.scanning = self.unplanned > 0
         return totals
@@ -175,7 +172,7 @@ class _Batch:
     def _end(self, watch: _Watch, done: Summary) -> None:
         self.running.pop(id(watch), None)
         watch.planned()
-        _add(self._ended, done.totals)
+        self._ended.add(done.totals)
         self.failures.extend(done.failures[: KEPT_FAILURES - len(self.failures)])
         self.tell()
 
@@ -263,8 +260,3 @@ def _units(
     for same in found.values():
         for bundle, members in same:
             yield partial(batch.run_together, bundle, members)
-
-
-def _add(totals: Totals, more: Totals) -> None:
-    for each in _COUNTS:
-        setattr(totals, each, getattr(totals, each) + getattr(more, each))

@@ -6,7 +6,7 @@ only for an observer that wants them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Final, Literal, NamedTuple, Protocol, TypeAlias
 
 from fastsync.errors import FastsyncError
@@ -69,6 +69,12 @@ class Totals:
     def files_unverified(self) -> int:
         """Copied files of which only the length was compared."""
         return self.files_copied - self.files_verified
+
+    def add(self, more: Totals) -> None:
+        """Count what another run did, too."""
+        for each in fields(self):
+            if each.name not in ("scanning", "current"):
+                setattr(self, each.name, getattr(self, each.name) + getattr(more, each.name))
 
 
 class Observer(Protocol):

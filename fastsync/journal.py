@@ -22,7 +22,7 @@ from fastsync.processes import boot_id, started
 from fastsync.resuming import Range, Version
 
 FILE: Final = "uploads.sqlite"
-_VERSION: Final = 2
+_VERSION: Final = 3
 _BUSY_S: Final = 5.0
 # SQLITE_CORRUPT and SQLITE_NOTADB (sqlite.org/rescode.html): nothing in it can be relied on.
 _DAMAGED: Final = (11, 26)
@@ -42,14 +42,15 @@ CREATE TABLE IF NOT EXISTS uploads (
     source BLOB,             -- these three name the version of the file, NULL if it cannot be gone on with
     validator TEXT,
     size INTEGER,
-    ranges TEXT              -- what is written of it, JSON
+    ranges TEXT,             -- what is written of it, JSON
+    origin TEXT              -- see Origin, JSON; NULL if it is not known
 ) STRICT
 """
-# What version 2 has more than version 1.
-_ADDED: Final = ("source BLOB", "validator TEXT", "size INTEGER", "ranges TEXT")
+# What versions 2 and 3 have more than version 1.
+_ADDED: Final = ("source BLOB", "validator TEXT", "size INTEGER", "ranges TEXT", "origin TEXT")
 _COLUMNS: Final = (
     "id, place, settings, path, ticket, host, boot, pid, started, noted_ns,"
-    " source, validator, size, ranges"
+    " source, validator, size, ranges, origin"
 )
 
 Owner: TypeAlias = Literal["running", "gone", "elsewhere"]
@@ -76,6 +77,16 @@ class Process(NamedTuple):
         return "running" if began is not None and str(began or "") == self.started else "gone"
 
 
+class Origin(NamedTuple):
+    """Where the bytes of an upload come from: the place as it is printed, whether that is enough to ask for
+    the same again, with what it was opened, and the settings of the run that differ from the usual."""
+
+    source: str
+    is_whole: bool
+    settings: Mapping[str, str]
+    options: Mapping[str, object]
+
+
 class Record(NamedTuple):
     """An upload that is written down, and the process that began it."""
 
@@ -88,6 +99,7 @@ class Record(NamedTuple):
     noted_ns: int
     version: Version | None = None
     ranges: Sequence[Range] = ()
+    origin: Origin | None = None
 
 
 class Journal:
@@ -115,6 +127,7 @@ class Journal:
         path: str,
         ticket: str,
         version: Version | None = None,
+        origin: Origin | None = None,
     ) -> int:
         """Write an upload down, of this process; the record's number."""
         kept = json.dumps(dict(settings))
@@ -125,8 +138,8 @@ class Journal:
         with self._mapped():
             cursor = self._open().execute(
                 "INSERT INTO uploads (place, settings, path, ticket, host, boot, pid, started, noted_ns,"
-                " source, validator, size) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (*row, *named),
+                " source, validator, size, origin) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (*row, *named, None if origin is None else json.dumps(origin)),
             )
             return cursor.lastrowid or 0
 
@@ -286,7 +299,7 @@ def _record(row: tuple[Any, ...]) -> Record | None:
 def _as_record(row: tuple[Any, ...]) -> Record:
     number, place, settings, path, ticket, host, boot, pid, started, noted_ns, *more = row
     process = Process(host, boot, pid, started)
-    source, validator, size, ranges = more
+    source, validator, size, ranges, origin = more
     version = None if source is None else Version(os.fsdecode(source), validator, size)
     return Record(
         number,
@@ -298,4 +311,9 @@ def _as_record(row: tuple[Any, ...]) -> Record:
         noted_ns,
         version,
         [(start, stop) for start, stop in json.loads(ranges or "[]")],
+        None if origin is None else _origin(*json.loads(origin)),
     )
+
+
+def _origin(source: str, is_whole: object, settings: Any, options: Any) -> Origin:
+    return Origin(str(source), is_whole is True, dict(settings), dict(options))

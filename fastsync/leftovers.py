@@ -33,6 +33,26 @@ class Left(NamedTuple):
     record: Record | None = None
     entry: Entry | None = None
 
+    @property
+    def source(self) -> str | None:
+        """What it is a copy of, as it is printed; None where that is not known."""
+        if self.record is None or self.record.origin is None:
+            return None
+        return self.record.origin.source
+
+    @property
+    def size(self) -> int | None:
+        """How long the whole file is."""
+        version = None if self.record is None else self.record.version
+        return None if version is None else version.size
+
+    @property
+    def done(self) -> int | None:
+        """How many bytes of it are there, as far as it is written down."""
+        if self.record is None:
+            return None if self.entry is None else self.entry.size
+        return sum(stop - start for start, stop in self.record.ranges)
+
 
 async def leftovers(request: Request, place: str | None = None) -> AsyncIterator[Left]:
     """What is written down and, with a `place`, only what is below it, with the temporary files there; what
@@ -110,7 +130,7 @@ async def run_clean(
                 size = None if left.entry is None else left.entry.size
                 try:
                     if not request.settings.dry_run:
-                        await _drop(request, left, place)
+                        await drop_left(request, left, place)
                     tally.done("delete", path, (None, left.place), size, reason)
                 except FastsyncError as error:
                     tally.failed("delete", path, None, left.place, error)
@@ -119,7 +139,14 @@ async def run_clean(
     return tally.summary(time.monotonic() - started)
 
 
-async def _drop(request: Request, left: Left, place: str | None) -> None:
+def is_written_down(request: Request, record: Record) -> bool:
+    """Whether the journal still has it, and nobody works on it."""
+    with contextlib.closing(Journal(_folder(request))) as journal:
+        return any(one.id == record.id and journal.can_take(one) for one in journal.records())
+
+
+async def drop_left(request: Request, left: Left, place: str | None) -> None:
+    """Drop it, and what is written down of it; a file without a record is at or below `place`."""
     if left.record is not None:
         with contextlib.closing(Journal(_folder(request))) as journal:
             await _drop_upload(request, left.record, journal.others(left.record))

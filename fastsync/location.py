@@ -39,6 +39,12 @@ class Location:
         return self.scheme == STREAM
 
     @property
+    def hides(self) -> bool:
+        """True when there is more to it than is printed: a password, a query, or who asks the web."""
+        is_token = self.user is not None and self.scheme in _WEB
+        return self.password is not None or bool(self.query) or is_token
+
+    @property
     def is_directory_like(self) -> bool:
         """True when the place is written as a directory: it ends in "/" (or is "." or "..")."""
         return self.path.endswith("/") or self.path.rpartition("/")[2] in ("", ".", "..")

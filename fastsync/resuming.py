@@ -8,6 +8,7 @@ came. Whoever wants to write the same version to the same place takes it up.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from fastsync.backend import (
     offers,
 )
 from fastsync.errors import Changed, DestinationFull, FastsyncError, IntegrityError
+from fastsync.location import LOCAL_SCHEME, Location
 
 Range: TypeAlias = tuple[int, int]
 
@@ -112,8 +114,16 @@ class Writing:
 class UploadLog(Protocol):
     """Where uploads that a killed process would leave behind are written down."""
 
-    def note(self, sink: Sink, path: str, ticket: str, version: Version | None = None) -> int:
-        """Write one down, before its first byte moves; what the others need."""
+    def note(
+        self,
+        sink: Sink,
+        path: str,
+        ticket: str,
+        version: Version | None = None,
+        source: Location | None = None,
+    ) -> int:
+        """Write one down, before its first byte moves; what the others need. `source` is where its bytes
+        come from."""
         ...
 
     def name(self, noted: int, ticket: str, version: Version | None = None) -> None:
@@ -136,6 +146,15 @@ class UploadLog(Protocol):
     def let_go(self, noted: int) -> None:
         """It was left as it is, to be taken up again."""
         ...
+
+
+def lasting(store: Source) -> Location:
+    """The store's place as a later process finds it, whatever directory that one runs in; without its
+    password."""
+    location = store.location
+    if location.scheme == LOCAL_SCHEME:
+        return Location(LOCAL_SCHEME, store.address().removeprefix(f"{LOCAL_SCHEME}://"))
+    return dataclasses.replace(location, password=None)
 
 
 def merged(ranges: Iterable[Range]) -> list[Range]:
@@ -182,7 +201,7 @@ def version_of(
         validator = download.validator
     if validator is None or entry.size is None:
         return None
-    return Version(str(source.location.child(entry.path)), validator, entry.size)
+    return Version(str(lasting(source).child(entry.path)), validator, entry.size)
 
 
 class Trace:
@@ -270,10 +289,15 @@ class Once:
 
 
 async def begin(
-    sink: Sink, path: str, how: Beginning, version: Version | None, log: UploadLog | None
+    sink: Sink,
+    path: str,
+    how: Beginning,
+    source: Location,
+    version: Version | None,
+    log: UploadLog | None,
 ) -> Trace:
-    """The upload of a file: of the wanted version, from where an earlier process left it, else a new one.
-    Raises what `Sink.upload` does."""
+    """The upload of the file at `source`: of the wanted version, from where an earlier process left it, else
+    a new one. Raises what `Sink.upload` does."""
     foreseen = None if log is None else how.foresee()
     if log is not None and (version is not None or foreseen is not None):
         for left in log.take_up(sink, path, version):
@@ -283,7 +307,9 @@ async def begin(
             if resumed is not None and resumed.part_size == how.part_size:
                 return Trace(resumed, log, left.noted, resumable=True)
             await _drop(sink, left, log)
-    noted = 0 if log is None or foreseen is None else log.note(sink, path, foreseen)
+    noted = 0
+    if log is not None and foreseen is not None:
+        noted = log.note(sink, path, foreseen, version, source)
     try:
         upload = await how.upload()
     except BaseException as error:
@@ -301,7 +327,7 @@ async def begin(
         if noted:
             log.name(noted, ticket, version)
         else:
-            noted = log.note(sink, path, ticket, version)
+            noted = log.note(sink, path, ticket, version, source)
         return Trace(upload, log, noted, resumable=version is not None and noted != 0)
     except BaseException:
         await asyncio.shield(upload.abort())

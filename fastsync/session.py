@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from fastsync.backend import Backend, Entry, Fault, Page, Sink, Source, StoreOptions, closing
 from fastsync.budget import Budget
@@ -26,18 +26,31 @@ from fastsync.errors import (
 )
 from fastsync.events import Observer, Silent
 from fastsync.filters import Chooser, Filter, Rule
-from fastsync.location import LOCAL_SCHEME, Location, parse
+from fastsync.location import Location, parse
 from fastsync.pace import Pace
 from fastsync.patience import persistently, up_to
 from fastsync.redaction import conceal
 from fastsync.registry import Registry
-from fastsync.resuming import Range, Unfinished, Version
-from fastsync.settings import Settings, Side, is_secret
+from fastsync.resuming import Range, Unfinished, Version, lasting
+from fastsync.settings import SETTINGS, Settings, Side, is_secret
 
 if TYPE_CHECKING:
     from fastsync.chosen import FileList
-    from fastsync.journal import Journal
+    from fastsync.journal import Journal, Origin
 
+# What of the settings decides how one file is written, and has to be the same when it is gone on with.
+ASKED_AGAIN: Final = (
+    "chunk_size",
+    "checksum",
+    "ignore_existing",
+    "archive",
+    "preserve_special",
+    "xattrs",
+    "sparse",
+    "durable",
+    "verify",
+    "fail_on_conflict",
+)
 # A place as a caller may write it.
 Place: TypeAlias = str | os.PathLike[str] | Location
 # The settings of a place that is read from, or written to.
@@ -211,19 +224,44 @@ class Uploads:
         self._is_broken = False
         self._in_hand: set[int] = set()
 
-    def note(self, sink: Sink, path: str, ticket: str, version: Version | None = None) -> int:
+    def note(
+        self,
+        sink: Sink,
+        path: str,
+        ticket: str,
+        version: Version | None = None,
+        source: Location | None = None,
+    ) -> int:
         """A number for the others; 0 when it could not be written down."""
         if self._is_broken:
             return 0
-        settings = self._request.place_settings(sink.location, "destination")
-        kept = {key: value for key, value in settings.items() if not is_secret(key)}
+        kept = self._place_settings(sink.location, "destination")
+        origin = None if source is None else self._origin(source)
         try:
-            noted = self._open().note(_lasting(sink), kept, path, ticket, version)
+            place = str(lasting(sink))
+            noted = self._open().note(place, kept, path, ticket, version, origin)
         except FastsyncError as error:
             self._give_up(error)
             return 0
         self._in_hand.add(noted)
         return noted
+
+    def _origin(self, source: Location) -> Origin:
+        from fastsync.journal import Origin
+
+        settings = self._request.settings
+        options = {
+            name: getattr(settings, name)
+            for name in ASKED_AGAIN
+            if getattr(settings, name) != SETTINGS[name].default
+        }
+        # What is kept before it is replaced, or read from a pipe, takes the run that was asked for.
+        is_whole = not (source.hides or source.is_stream or settings.backup_dir)
+        return Origin(str(source), is_whole, self._place_settings(source, "source"), options)
+
+    def _place_settings(self, location: Location, side: Side) -> dict[str, str]:
+        settings = self._request.place_settings(location, side)
+        return {key: value for key, value in settings.items() if not is_secret(key)}
 
     def name(self, noted: int, ticket: str, version: Version | None = None) -> None:
         """See `UploadLog.name`."""
@@ -248,7 +286,7 @@ class Uploads:
         try:
             journal = self._open()
             taken = []
-            for record in journal.unfinished(_lasting(sink), path):
+            for record in journal.unfinished(str(lasting(sink)), path):
                 if record.id in self._in_hand or not journal.can_take(record):
                     continue
                 if journal.claim(record):
@@ -289,14 +327,6 @@ class Uploads:
     def close(self) -> None:
         if self._journal is not None:
             self._journal.close()
-
-
-def _lasting(sink: Sink) -> str:
-    """The store's place as a later process finds it, whatever directory that one runs in."""
-    location = sink.location
-    if location.scheme == LOCAL_SCHEME:
-        return sink.address().removeprefix(f"{LOCAL_SCHEME}://")
-    return str(dataclasses.replace(location, password=None))
 
 
 class Session:

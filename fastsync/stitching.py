@@ -20,7 +20,7 @@ from fastsync.backend import (
 )
 from fastsync.errors import IntegrityError
 from fastsync.patience import persistently
-from fastsync.resuming import Once, Unfinished, Version, begin
+from fastsync.resuming import Once, Unfinished, Version, begin, lasting
 from fastsync.transfer import Lanes, parts
 from fastsync.workers import run_all
 
@@ -67,13 +67,13 @@ async def copy_in_parts(
     part_size = copier.copy_part_size(source, entry)
     assert part_size is not None
     assert size is not None
-    version = None
+    place, version = lasting(source).child(entry.path), None
     if options.resumable and entry.version is not None:
-        version = Version(str(source.location.child(entry.path)), entry.version, size)
+        version = Version(str(place), entry.version, size)
     options = dataclasses.replace(options, resumable=version is not None and lanes.log is not None)
     how = _Copying(copier, source, job, options, part_size)
     trace = await persistently(
-        lambda: begin(sink, job.path, how, version, lanes.log), lanes.may_retry
+        lambda: begin(sink, job.path, how, place, version, lanes.log), lanes.may_retry
     )
     upload = trace.upload
     assert offers(upload, CopiesRanges)

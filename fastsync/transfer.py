@@ -58,7 +58,7 @@ from fastsync.errors import (
 from fastsync.pace import Pace
 from fastsync.patience import persistently
 from fastsync.rereading import RangeDigest, Seen, compare_ends
-from fastsync.resuming import Once, Trace, UploadLog, Writing, begin, gaps, version_of
+from fastsync.resuming import Once, Trace, UploadLog, Writing, begin, gaps, lasting, version_of
 from fastsync.widening import Widening, few
 from fastsync.workers import run_all
 
@@ -185,7 +185,10 @@ async def transfer(
     if not offers(source, LocalFiles) or lanes.pace is not None:
         options = dataclasses.replace(options, from_memory=True)
     how = Writing(sink, path, entry, options, part_size, old)
-    trace = await persistently(lambda: begin(sink, path, how, version, lanes.log), lanes.may_retry)
+    place = source.location if lanes.log is None else lasting(source).child(entry.path)
+    trace = await persistently(
+        lambda: begin(sink, path, how, place, version, lanes.log), lanes.may_retry
+    )
     upload = trace.upload
     try:
         lanes.resumed(sum(stop - start for start, stop in trace.done))

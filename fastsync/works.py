@@ -500,9 +500,12 @@ def files(
 
 async def file(session: Session, store: Source, target: Location) -> Work:
     """One file, which the user named, to exactly `target`."""
-    to = target.name
+    return await file_at(session, store, await session.open_sink(target.parent()), target.name)
+
+
+async def file_at(session: Session, store: Source, sink: Sink, to: str) -> Work:
+    """The same, to the path `to` of a sink."""
     source, name = await _directory(session, store), store.location.name
-    sink = await session.open_sink(target.parent())
     address = source.address().rstrip("/")
     standing = await standing_for_file(sink, to, (address, name), session.request.settings)
     entry = await persistently(lambda: store.stat("", follow=True), session.may_retry)

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from fastsync.cli.options import (
+    OUTPUT,
     PLACES,
     WIRE,
     GroupedCommand,
@@ -17,11 +18,14 @@ from fastsync.cli.options import (
 from fastsync.cli.places import PLACE
 from fastsync.cli.transfer import run_transfer
 
+# How fast it goes is no part of what was asked for then.
+_ENGINE = ("parallel_streams", "jobs", "bwlimit", "progress")
 _STATES = {"running": "running", "gone": "cut off", "elsewhere": "another machine"}
 
 _EXAMPLES = """\b
 Examples:
   fastsync jobs list        what is unfinished, and whose it is
+  fastsync jobs resume      go on with what was cut off
   fastsync jobs clean -n    what would be dropped
   fastsync jobs clean       drop what nobody will finish
   fastsync jobs clean /mnt  the same there, temporary files too
@@ -31,7 +35,7 @@ Examples:
 @click.group(invoke_without_command=True, epilog=_EXAMPLES)
 @click.pass_context
 def jobs(context: click.Context) -> int | None:
-    """List and clean up uploads that were cut off, so that nobody pays for their parts.
+    """List what was cut off, go on with it, or clean it up, so that nobody pays for its parts.
 
     Without a word after it, lists them.
     """
@@ -45,14 +49,23 @@ def jobs(context: click.Context) -> int | None:
 @click.argument("place", type=PLACE, required=False)
 @with_options(("json", *WIRE, *PLACES), rules=False)
 def list_jobs(place: str | None, **values: Any) -> int:
-    """Print each upload that is not finished: since when, whether its process lives, and where.
+    """Print each upload that is not finished: since when, whether its process lives, how much is there,
+    of what, and where.
 
     With PLACE those below it alone, and the temporary files that are found there.
     """
     settled = resolved(values)
 
     from fastsync.backend import closing
-    from fastsync.cli.render import json_line, local_time, open_output, rfc3339, tell, write_text
+    from fastsync.cli.render import (
+        human_size,
+        json_line,
+        local_time,
+        open_output,
+        rfc3339,
+        tell,
+        write_text,
+    )
     from fastsync.cli.run import run_to_exit
     from fastsync.errors import ListingError
     from fastsync.leftovers import leftovers
@@ -64,14 +77,19 @@ def list_jobs(place: str | None, **values: Any) -> int:
         async with closing(leftovers(request_for(settled), place)) as found:
             async for left in found:
                 where = str(left.place)
+                fields: dict[str, object] = {"source": left.source, "destination": where}
                 if settled.settings.json:
-                    since = rfc3339(left.since_ns)
-                    fields = {"destination": where, "state": left.state, "pid": left.pid}
-                    line = json_line(operation="job", success=True, **fields, since=since)
-                    write_text(line + "\n")
+                    fields |= {"state": left.state, "pid": left.pid, "done": left.done}
+                    fields |= {"size": left.size, "since": rfc3339(left.since_ns)}
+                    told = {name: value for name, value in fields.items() if value is not None}
+                    write_text(json_line(operation="job", success=True, **told) + "\n")
                 else:
                     state, when = _STATES[left.state], local_time(left.since_ns)
-                    write_text(f"{when}  {state:<15}  pid {left.pid:<8} {printable(where)}\n")
+                    text = f"{when}  {state:<15}  pid {left.pid:<8} "
+                    if left.done is not None and left.size is not None:
+                        text += f"{human_size(left.done)} of {human_size(left.size)}  "
+                    text += "" if left.source is None else f"{printable(left.source)} -> "
+                    write_text(f"{text}{printable(where)}\n")
         return 0
 
     async def main() -> int:
@@ -81,6 +99,25 @@ def list_jobs(place: str | None, **values: Any) -> int:
             return tell(error)
 
     return run_to_exit(main())
+
+
+@jobs.command(cls=GroupedCommand, epilog=_EXAMPLES)
+@click.argument("place", type=PLACE, required=False)
+@with_options((*_ENGINE, *OUTPUT, *WIRE, *PLACES), rules=False)
+@click.pass_context
+def resume(context: click.Context, /, place: str | None, **values: Any) -> int:
+    """Go on with files that were cut off, from where they were, as they were asked for.
+
+    With PLACE those below it alone. Passwords and keys are those of today. What else the run would have
+    copied or deleted, the same command does when it is run again.
+    """
+
+    def start(request: Any) -> Any:
+        from fastsync.unfinished import run_resume
+
+        return run_resume(request, place)
+
+    return run_transfer(context, values, start)
 
 
 @jobs.command(cls=GroupedCommand, epilog=_EXAMPLES)
