@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from typing import Final
 
+from fastsync import log
 from fastsync.backend import (
     CompletesEntries,
     Entry,
@@ -178,6 +179,10 @@ class Engine:
         quick: dict[Step, list[Action]] = {"mkdir": [], "link": [], "attributes": []}
         copies: list[Action] = []
         for action in actions:
+            if log.level <= log.TRACE:
+                size, old = action.entry.size, action.old
+                told = {"path": action.path, "reason": action.reason, "size": size}
+                log.tell(log.TRACE, "plan", step=action.step, **told, old=old and old.size)
             quick.get(action.step, copies).append(action)
         for step, some in quick.items():
             if some:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, TypeAlias
 
+from fastsync import log
 from fastsync.backend import (
     READ_BUFFER,
     CopiesWithin,
@@ -384,6 +385,7 @@ class Items:
                     self.failed(run, action, error)
                     return
                 relisted = True
+                log.tell(log.DEBUG, "again", path=action.path, reason=str(error))
                 fresh = await self._fresh(run, action, error)
                 if fresh is None:
                     return

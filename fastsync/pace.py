@@ -6,6 +6,7 @@ import asyncio
 import datetime
 import time
 
+from fastsync import log
 from fastsync.backend import LocalFiles, Source, offers
 from fastsync.values import Timetable
 
@@ -46,11 +47,17 @@ class Pace:
         self._timetable = timetable
         self._up, self._down = Bucket(), Bucket()
         self._turn = asyncio.Lock()  # is given in the order of asking
+        self._told: tuple[float | None, float | None] | None = None
 
     def rates(self) -> tuple[float | None, float | None]:
         """Bytes per second up and down at this moment, None without a limit."""
         now = datetime.datetime.now()
-        return self._timetable.at(now.weekday() * 1440 + now.hour * 60 + now.minute)
+        rates = self._timetable.at(now.weekday() * 1440 + now.hour * 60 + now.minute)
+        if log.level <= log.DEBUG and rates != self._told:
+            self._told = rates
+            up, down = ("unlimited" if rate is None else round(rate) for rate in rates)
+            log.tell(log.DEBUG, "pace", up_bytes_per_s=up, down_bytes_per_s=down)
+        return rates
 
     def step(self) -> int | None:
         """A number of bytes that takes a quarter of a second: what moves at once should be no more."""

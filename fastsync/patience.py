@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeAlias, TypeVar
 
+from fastsync import log
 from fastsync.errors import FastsyncError, Throttled, Transient
 
 T = TypeVar("T")
@@ -39,6 +40,7 @@ class Patience:
         self._tries = 0
         self._asked_for = 0
         self._until: float | None = None
+        log.now_attempt(1)
 
     def went_well(self) -> None:
         """A part of it did."""
@@ -56,11 +58,28 @@ class Patience:
         else:
             is_free = False
         if not self._may_retry(0 if is_free else self._attempt):
+            self._tell("gave up", errors)
             return None
         self._attempt += not is_free
         pause = max(backoff(self._tries, error) for error in errors)
         self._tries += 1
+        self._tell("retry", errors, round(pause, 3))
+        log.now_attempt(self._tries + 1)
         return pause
+
+    def _tell(
+        self, what: str, errors: Sequence[FastsyncError], pause_s: float | None = None
+    ) -> None:
+        if log.level <= log.DEBUG:
+            log.tell(
+                log.DEBUG,
+                what,
+                reason=str(errors[0]),
+                kind=type(errors[0]).__name__,
+                items=len(errors),
+                attempt=self._tries if pause_s is not None else self._tries + 1,
+                pause_s=pause_s,
+            )
 
 
 async def patiently(

@@ -210,8 +210,11 @@ class Settings:
     log_file: str | None = _setting(
         None, TEXT, "write a log to this file", example="/var/log/fastsync.log"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = _setting(
-        "info", choice("debug", "info", "warning", "error"), "how much goes to the log"
+    log_level: Literal["error", "warning", "info", "debug", "trace"] | None = _setting(
+        None,
+        choice("error", "warning", "info", "debug", "trace"),
+        "how much is logged: to --log-file, else to stderr",
+        example="debug",
     )
     log_format: Literal["text", "json"] = _setting(
         "text", choice("text", "json"), "form of the log"

@@ -21,6 +21,7 @@ from functools import partial
 from itertools import chain, islice
 from typing import IO, Final, Literal, NamedTuple, TypeAlias
 
+from fastsync import log
 from fastsync.backend import (
     READ_BUFFER,
     Buffer,
@@ -170,6 +171,9 @@ async def transfer(
     if route == "stream":
         chunk = min(chunk, max(READ_BUFFER, lanes.memory.limit // STREAM_PARTS))
     part_size = part_size_for(entry.size, chunk, sink.limits)
+    if log.level <= log.TRACE:
+        ways = {"path": path, "size": entry.size, "part_size": part_size}
+        log.tell(log.TRACE, "route", route=route, **ways)
     download: Download | None = None
     if (route != "stream" or in_one) and offers(source, Downloads):
         download = await persistently(lambda: source.open_download(entry), lanes.may_retry)

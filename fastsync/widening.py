@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
+from fastsync import log
 from fastsync.budget import Budget
 
 FEW_STREAMS: Final = 2
@@ -74,7 +75,9 @@ class Widening:
         helps = rate >= _GAIN * self._rate or now - self._widened >= _PATIENCE_S
         if self._slow_looks >= _SLOW_LOOKS and helps:
             self._slow_looks, self._rate, self._widened = 0, rate, now
-            self.streams.widen(min(self._most, 2 * width))
+            wider = min(self._most, 2 * width)
+            self.streams.widen(wider)
+            log.tell(log.DEBUG, "pace", streams=wider, before=width, bytes_per_s=round(rate))
 
     @asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:

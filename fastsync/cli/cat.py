@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastsync.cli.options import (
+    LOG,
     MORE_NAMES,
     PLACES,
     WIRE,
@@ -50,6 +51,7 @@ Examples:
         "progress",
         "quiet",
         "verbose",
+        *LOG,
         *PLACES,
     ),
     rules=False,

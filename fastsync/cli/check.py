@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastsync.cli.options import (
+    LOG,
     PLACES,
     WIRE,
     RuledCommand,
@@ -47,6 +48,7 @@ _OPTIONS = (
     "json",
     "summarize",
     "manifest",
+    *LOG,
     *PLACES,
     "source_region",
     "destination_region",
@@ -89,6 +91,7 @@ def check(
     settings = settled.settings
 
     from fastsync.checking import run_check, run_check_manifest
+    from fastsync.cli.logs import logging_to
     from fastsync.cli.run import Interrupted, run
     from fastsync.errors import UsageError
 
@@ -108,7 +111,8 @@ def check(
                 places[0], places[1], request, teller.tell, tells_same=tells_same, download=download
             )
         try:
-            checked = run(work, lambda: None)
+            with contextlib.closing(work), logging_to(settings):
+                checked = run(work, lambda: None)
         except Interrupted as interrupted:
             return interrupted.exit_code
     teller.finish(checked, summarize=settings.summarize)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastsync.cli.options import (
+    LOG,
     PLACES,
     WIRE,
     RuledCommand,
@@ -32,7 +33,10 @@ Examples:
 @click.command(cls=RuledCommand, epilog=_EXAMPLES)
 @click.argument("places", type=PLACE, nargs=-1, metavar="[PLACE...]")
 @with_options(
-    ("raw", "min_size", "max_size", "min_age", "max_age", "json", "human_readable", *WIRE, *PLACES)
+    (
+        *("raw", "min_size", "max_size", "min_age", "max_age", "json", "human_readable"),
+        *(*WIRE, *LOG, *PLACES),
+    )
 )
 @click.option(
     "--max-depth",
@@ -58,7 +62,7 @@ def du(context: click.Context, /, places: tuple[str, ...], levels: int, **values
     # The depth of the listing would leave files out of the sums.
     request = replace(request, settings=replace(request.settings, max_depth=None))
     open_output()
-    return run_to_exit(_print_all(places or (".",), request, levels))
+    return run_to_exit(_print_all(places or (".",), request, levels), settled.settings)
 
 
 async def _print_all(places: tuple[str, ...], request: Request, levels: int) -> int:

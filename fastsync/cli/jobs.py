@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from fastsync.cli.options import (
+    LOG,
     OUTPUT,
     PLACES,
     WIRE,
@@ -47,7 +48,7 @@ def jobs(context: click.Context) -> int | None:
 
 @jobs.command("list", cls=GroupedCommand, epilog=_EXAMPLES)
 @click.argument("place", type=PLACE, required=False)
-@with_options(("json", *WIRE, *PLACES), rules=False)
+@with_options(("json", *WIRE, *LOG, *PLACES), rules=False)
 def list_jobs(place: str | None, **values: Any) -> int:
     """Print each upload that is not finished: since when, whether its process lives, how much is there,
     of what, and where.
@@ -98,7 +99,7 @@ def list_jobs(place: str | None, **values: Any) -> int:
         except ListingError as error:
             return tell(error)
 
-    return run_to_exit(main())
+    return run_to_exit(main(), settled.settings)
 
 
 @jobs.command(cls=GroupedCommand, epilog=_EXAMPLES)
@@ -123,7 +124,7 @@ def resume(context: click.Context, /, place: str | None, **values: Any) -> int:
 @jobs.command(cls=GroupedCommand, epilog=_EXAMPLES)
 @click.argument("place", type=PLACE, required=False)
 @click.option("--all", "everything", is_flag=True, help="those of other machines, too")
-@with_options(("dry_run", "verbose", "quiet", "json", *WIRE, *PLACES), rules=False)
+@with_options(("dry_run", "verbose", "quiet", "json", *WIRE, *LOG, *PLACES), rules=False)
 @click.pass_context
 def clean(context: click.Context, /, place: str | None, everything: bool, **values: Any) -> int:
     """Drop unfinished uploads whose process is gone. Those that are under way stay.

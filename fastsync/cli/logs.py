@@ -1,14 +1,21 @@
-"""--log-file: the events of a run, kept in a file while the console shows them."""
+"""The log of a run, in a file or on stderr: its items, and what it tells as it does them (`fastsync.log`).
+
+Every line goes through one filter: secrets are taken out and whatever could act on a terminal is escaped.
+What libraries log goes the same way, so that none of it reaches stderr by a way of its own.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import threading
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final
 
-from fastsync.cli.render import Console, item_json, shown
-from fastsync.errors import UsageError
+from fastsync import log
+from fastsync.cli.render import item_json, json_line, shown, write_error
+from fastsync.errors import FastsyncError, UsageError, from_os_error
 from fastsync.events import Item, Observer, Totals
 from fastsync.names import printable
 from fastsync.redaction import redacted
@@ -17,36 +24,108 @@ from fastsync.settings import Settings
 if TYPE_CHECKING:
     import logging
 
+    from fastsync.cli.render import Console
+    from fastsync.log import Fact
 
-class Logged:
-    """Tells the console and a logger."""
+_LEVELS: Final = {
+    "error": log.ERROR,
+    "warning": log.WARNING,
+    "info": log.INFO,
+    "debug": log.DEBUG,
+    "trace": log.TRACE,
+}
+_NAMES: Final = {number: name.upper() for name, number in _LEVELS.items()}
+# asyncssh tells of logins and channels, and nothing secret up to its first level; what the others say below a
+# warning is signatures in the making.
+_TALKATIVE: Final = "asyncssh"
+_QUOTED: Final = frozenset(" \t\"'=")
 
-    def __init__(self, console: Console, logger: logging.Logger, *, as_json: bool) -> None:
-        self._console = console
-        self._logger = logger
+
+class Log:
+    """Where lines go: `put` gets each one, without its end."""
+
+    def __init__(self, put: Callable[[str], None], level: int, *, as_json: bool) -> None:
+        self._put = put
+        self.level = level
         self._as_json = as_json
-        self.wants_items = console.wants_items or logger.isEnabledFor(20)
-        self.wants_skips = console.wants_skips or logger.isEnabledFor(10)
+        self._lock = threading.Lock()
+        self._is_broken = False
 
     def item(self, item: Item) -> None:
-        level = 40 if item.error is not None else 10 if item.operation == "skip" else 20
-        if self._logger.isEnabledFor(level):
-            self._logger.log(level, "%s", item_json(item) if self._as_json else _line(item))
-        if item.error is not None or (
-            self._console.wants_skips if item.operation == "skip" else self._console.wants_items
-        ):
-            self._console.item(item)
+        level = log.ERROR if item.error is not None else log.INFO
+        if item.operation == "skip":
+            level = log.DEBUG
+        if level >= self.level:
+            self._write(level, item_json(item) if self._as_json else _line(item))
+
+    def note(self, text: str, level: int = log.WARNING) -> None:
+        """A line of text."""
+        if level >= self.level:
+            text = redacted(text)
+            self._write(level, json_line(note=text) if self._as_json else printable(text))
+
+    def fact(self, level: int, what: str, facts: dict[str, Fact]) -> None:
+        """See `fastsync.log.Sink`."""
+        told = {
+            name: redacted(fact) if isinstance(fact, str) else fact
+            for name, fact in facts.items()
+            if fact is not None
+        }
+        if self._as_json:
+            self._write(level, json_line(operation=what, **told))
+        else:
+            words = (f"{name}={_word(fact)}" for name, fact in told.items())
+            self._write(level, " ".join((what, *words)))
+
+    def _write(self, level: int, text: str) -> None:
+        now = time.time()
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
+        stamp = f"{stamp}.{int(now % 1 * 1000):03d}Z"
+        name = _NAMES.get(level, "INFO")
+        if self._as_json:
+            # Events are JSON already; the rest of the object is written around them.
+            line = f'{{"time": "{stamp}", "level": "{name}", "event": {text}}}'
+        else:
+            line = f"{stamp} {name} {text}"
+        with self._lock:
+            if self._is_broken:
+                return
+            try:
+                self._put(line)
+            except OSError as error:  # a log is no reason not to copy
+                self._is_broken = True
+                told = from_os_error(error).message
+                write_error(f"fastsync: the log cannot be written on: {told}")
+
+
+class Logged:
+    """Tells a log, and the observer that shows a run. What that one would put on stderr is not said twice
+    where the log is there (`replaces`)."""
+
+    def __init__(self, observer: Observer, kept: Log, replaces: Console | None) -> None:
+        self._observer = observer
+        self._log = kept
+        self._replaces = replaces
+        self.wants_items = observer.wants_items or kept.level <= log.INFO
+        self.wants_skips = observer.wants_skips or kept.level <= log.DEBUG
+
+    def item(self, item: Item) -> None:
+        self._log.item(item)
+        wants = (
+            self._observer.wants_skips if item.operation == "skip" else self._observer.wants_items
+        )
+        if self._replaces is not None and not self._replaces.prints(item):
+            return
+        if item.error is not None or wants:
+            self._observer.item(item)
 
     def note(self, text: str) -> None:
-        text = redacted(text)
-        import json
-
-        note = json.dumps({"note": text}) if self._as_json else printable(text)
-        self._logger.warning("%s", note)
-        self._console.note(text)
+        self._log.note(text)
+        if self._replaces is None or self._log.level > log.WARNING:
+            self._observer.note(text)
 
     def progress(self, totals: Totals) -> None:
-        self._console.progress(totals)
+        self._observer.progress(totals)
 
 
 def _line(item: Item) -> str:
@@ -55,36 +134,112 @@ def _line(item: Item) -> str:
     return f"{item.operation} {places}: {why}"
 
 
+def _word(fact: Fact) -> str:
+    """A value, in quotes if it would not be one word else."""
+    if isinstance(fact, float):
+        return f"{fact:.6f}".rstrip("0").rstrip(".")
+    text = printable(str(fact))
+    if not text or not _QUOTED.isdisjoint(text):
+        return '"' + text.replace('"', r"\"") + '"'
+    return text
+
+
 @contextlib.contextmanager
 def observer_for(settings: Settings, console: Console) -> Iterator[Observer]:
     """The console, joined by a log where the settings ask for one. Raises UsageError."""
-    if settings.log_file is None:
-        yield console
-        return
-    import logging
+    with logging_to(settings, console.say) as kept:
+        if kept is None:
+            yield console
+        else:
+            yield Logged(console, kept, console if settings.log_file is None else None)
 
+
+@contextlib.contextmanager
+def logging_to(
+    settings: Settings, say: Callable[[str], None] = write_error
+) -> Iterator[Log | None]:
+    """Open the log that the settings ask for, if they do, and have everybody tell it; without a file, `say`
+    gets its lines. Raises UsageError."""
+    if settings.log_file is None and settings.log_level is None:
+        yield None
+        return
+    level = _LEVELS[settings.log_level or "info"]
+    with contextlib.ExitStack() as stack:
+        if settings.log_file is not None:
+            say = stack.enter_context(_appending(settings.log_file))
+        kept = Log(say, level, as_json=settings.log_format == "json")
+        log.listen(level, kept.fact)
+        stack.callback(log.hush)
+        try:
+            yield kept
+        except BaseException as error:
+            ours = isinstance(error, FastsyncError)
+            kept.note(str(error) if ours else f"{type(error).__name__}: {error}", log.ERROR)
+            raise
+
+
+@contextlib.contextmanager
+def _appending(path: str) -> Iterator[Callable[[str], None]]:
+    """Append lines to a file, each in one piece, so that several processes may do so."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
     try:
-        handler = logging.FileHandler(
-            settings.log_file, encoding="utf-8", errors="backslashreplace"
-        )
+        fd = os.open(path, flags, 0o666)
     except OSError as error:
         raise UsageError(
-            f"the log cannot be written: {error.strerror}", where=settings.log_file
+            f"the log cannot be written: {from_os_error(error).message}", where=path
         ) from error
-    as_json = settings.log_format == "json"
-    # Events bring their own JSON; the rest of the object is written around it.
-    form = '{"time": "%(asctime)s", "level": "%(levelname)s", "event": %(message)s}'
-    formatter = logging.Formatter(form if as_json else "%(asctime)s %(levelname)s %(message)s")
-    formatter.converter = time.gmtime
-    formatter.default_time_format = "%Y-%m-%dT%H:%M:%S"
-    formatter.default_msec_format = "%s.%03dZ"
-    handler.setFormatter(formatter)
-    logger = logging.getLogger("fastsync.run")
-    logger.propagate = False
-    logger.setLevel(settings.log_level.upper())
-    logger.addHandler(handler)
+
+    def put(line: str) -> None:
+        left = memoryview((line + "\n").encode("utf-8", "backslashreplace"))
+        while left:
+            left = left[os.write(fd, left) :]
+
     try:
-        yield Logged(console, logger, as_json=as_json)
+        yield put
     finally:
-        logger.removeHandler(handler)
-        handler.close()
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def libraries_filtered() -> Iterator[None]:
+    """Have libraries say what they log, warnings and worse, through the filter: to the log, if there is one,
+    else to stderr. Only for a process that is ours, and imports `logging` anyway."""
+    import logging
+
+    class Filtered(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            with contextlib.suppress(Exception):  # a line of a log is no reason to fail
+                _tell_record(self.format(record) if _shows_tracebacks() else _brief(record), record)
+
+    root, talkative = logging.getLogger(), logging.getLogger(_TALKATIVE)
+    before = root.level, talkative.level
+    handler = Filtered()
+    root.addHandler(handler)
+    root.setLevel(logging.WARNING)
+    talkative.setLevel(logging.DEBUG if log.level <= log.TRACE else logging.WARNING)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(before[0])
+        talkative.setLevel(before[1])
+
+
+def _tell_record(text: str, record: logging.LogRecord) -> None:
+    if log.level <= log.ERROR:  # somebody listens
+        level = log.TRACE if record.levelno < log.WARNING else log.WARNING
+        log.tell(level, "library", name=record.name, said=text)
+    else:
+        for line in redacted(text).splitlines():
+            write_error(f"fastsync: {record.name}: {printable(line)}")
+
+
+def _shows_tracebacks() -> bool:
+    return bool(os.environ.get("FASTSYNC_TRACEBACK"))
+
+
+def _brief(record: logging.LogRecord) -> str:
+    """What was said, and the error that it was about, without its traceback."""
+    text = record.getMessage()
+    error = record.exc_info[1] if record.exc_info else None
+    return text if error is None else f"{text} ({type(error).__name__}: {error})"

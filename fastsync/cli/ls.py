@@ -66,7 +66,7 @@ def ls(
         request_for(settled, rules), long=long, print0=print0, directory=directory, etag=etag
     )
     open_output()
-    return run_to_exit(listing.print_all(places or (".",), versions=all_versions))
+    return run_to_exit(listing.print_all(places or (".",), versions=all_versions), settled.settings)
 
 
 class Listing:

@@ -6,13 +6,14 @@ from typing import Any
 
 import click
 
-from fastsync.cli.options import WIRE, GroupedCommand, request_for, resolved, with_options
+from fastsync.cli.options import LOG, WIRE, GroupedCommand, request_for, resolved, with_options
 from fastsync.cli.places import PLACE
 from fastsync.settings import SETTINGS
 
 _OPTIONS = (
     "json",
     *WIRE,
+    *LOG,
     *(name for name, each in SETTINGS.items() if each.place == name and each.side is None),
 )
 
@@ -45,4 +46,4 @@ def mkdir(places: tuple[str, ...], parents: bool, **values: Any) -> int:
                 write_text(item_json(made) + "\n")
         return 0
 
-    return run_to_exit(make())
+    return run_to_exit(make(), settled.settings)

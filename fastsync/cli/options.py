@@ -73,6 +73,8 @@ PLACES: Final = tuple(
     for name, setting in SETTINGS.items()
     if setting.place == name and setting.side != "destination"
 )
+# What is written down, whatever the verb.
+LOG: Final = ("log_file", "log_level", "log_format")
 LIST: Final = (
     "recursive",
     "raw",
@@ -86,6 +88,7 @@ LIST: Final = (
     "min_age",
     "max_age",
     "max_depth",
+    *LOG,
     *PLACES,
 )
 # What a run shows and writes down.
@@ -96,9 +99,7 @@ OUTPUT: Final = (
     "json",
     "summarize",
     "human_readable",
-    "log_file",
-    "log_level",
-    "log_format",
+    *LOG,
 )
 # How a store is talked to, whatever the verb.
 WIRE: Final = ("retry_count", "stall_timeout", "min_rate", "request_timeout")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from fastsync.cli.options import PLACES, GroupedCommand, request_for, resolved, with_options
+from fastsync.cli.options import LOG, PLACES, GroupedCommand, request_for, resolved, with_options
 from fastsync.cli.places import PLACE
 
 _EXAMPLES = """\b
@@ -26,7 +26,7 @@ Examples:
     default="GET",
     help="what the link allows, GET by default",
 )
-@with_options(("json", *PLACES), rules=False)
+@with_options(("json", *LOG, *PLACES), rules=False)
 def presign(place: str, expires_in: str, method: str, **values: Any) -> int:
     """Print a link that works without credentials until it expires. Whoever has it can use it."""
     settled = resolved(values)
@@ -51,4 +51,4 @@ def presign(place: str, expires_in: str, method: str, **values: Any) -> int:
         click.echo(link)
         return 0
 
-    return run_to_exit(sign())
+    return run_to_exit(sign(), settled.settings)

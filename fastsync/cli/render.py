@@ -12,6 +12,7 @@ import sys
 import time
 from typing import Any, Final, TextIO
 
+from fastsync import log
 from fastsync.errors import FastsyncError
 from fastsync.events import RENAMED, Item, Totals
 from fastsync.names import printable
@@ -196,14 +197,18 @@ class Console:
         elif self._settings.dry_run:
             self._out(f"would {_intent(item)}")
         elif self._settings.verbose:
-            self._err(_told(item))
+            self.say(_told(item))
+
+    def prints(self, item: Item) -> bool:
+        """True if the item's line goes to stdout."""
+        return self._json or (self._settings.dry_run and item.error is None)
 
     def note(self, text: str) -> None:
         if not self._settings.quiet or text.startswith("not deleting"):
-            self._err(f"fastsync: {printable(redacted(text))}")
+            self.say(f"fastsync: {printable(redacted(text))}")
 
     def error(self, error: FastsyncError) -> None:
-        self._err(f"fastsync: error: {shown(error)}")
+        self.say(f"fastsync: error: {shown(error)}")
 
     def progress(self, totals: Totals) -> None:
         if self._display is not None:
@@ -212,7 +217,7 @@ class Console:
     def interrupted(self) -> None:
         """A signal came: say so before the clean-up."""
         self.close()
-        self._err("fastsync: interrupted, cleaning up (once more to stop at once)")
+        self.say("fastsync: interrupted, cleaning up (once more to stop at once)")
 
     def finish(self, summary: Summary) -> None:
         """The end of a run that was not interrupted."""
@@ -236,7 +241,8 @@ class Console:
             self._display.clear()
         sys.stdout.write(line + "\n")
 
-    def _err(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """One line on stderr, with the display out of its way."""
         if self._display is not None:
             self._display.clear()
         write_error(line)
@@ -257,6 +263,7 @@ def tell(error: FastsyncError, *, as_json: bool = False) -> int:
         write_text(error_json(str(error), error.exit_code) + "\n")
     elif sys.stdout is not None:
         sys.stdout.flush()
+    log.tell(log.ERROR, "error", said=str(error), exit_code=error.exit_code)
     write_error(f"fastsync: error: {shown(error)}")
     return error.exit_code
 

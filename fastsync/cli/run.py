@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from fastsync.cli.logs import libraries_filtered, logging_to
+
+if TYPE_CHECKING:
+    from fastsync.settings import Settings
 
 T = TypeVar("T")
 
@@ -25,10 +31,11 @@ class Interrupted(Exception):
         self.exit_code = 128 + number
 
 
-def run_to_exit(work: Coroutine[Any, Any, int]) -> int:
+def run_to_exit(work: Coroutine[Any, Any, int], settings: Settings) -> int:
     """Run a verb that leaves nothing to clean up; its exit code, or that of the signal that ended it."""
     try:
-        return run(work, lambda: None)
+        with contextlib.closing(work), logging_to(settings):
+            return run(work, lambda: None)
     except Interrupted as interrupted:
         return interrupted.exit_code
 
@@ -62,7 +69,7 @@ def run(work: Coroutine[Any, Any, T], on_interrupt: Callable[[], None]) -> T:
         return await work
 
     try:
-        with asyncio.Runner() as runner:
+        with libraries_filtered(), asyncio.Runner() as runner:
             result = runner.run(main())
     except KeyboardInterrupt:
         raise Interrupted(signal.SIGINT) from None

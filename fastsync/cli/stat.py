@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastsync.cli.options import PLACES, WIRE, GroupedCommand, request_for, resolved, with_options
+from fastsync.cli.options import (
+    LOG,
+    PLACES,
+    WIRE,
+    GroupedCommand,
+    request_for,
+    resolved,
+    with_options,
+)
 from fastsync.cli.places import PLACE
 
 if TYPE_CHECKING:
@@ -24,7 +32,7 @@ Examples:
 
 @click.command(cls=GroupedCommand, epilog=_EXAMPLES)
 @click.argument("places", type=PLACE, nargs=-1, required=True, metavar="PLACE...")
-@with_options(("raw", "json", *WIRE, *PLACES), rules=False)
+@with_options(("raw", "json", *WIRE, *LOG, *PLACES), rules=False)
 @click.option("-L", "--copy-links", "links", flag_value="follow", help="what a link leads to")
 def stat(places: tuple[str, ...], **values: Any) -> int:
     """Tell all that is known about places: kind, size, times, and what else their store keeps."""
@@ -34,7 +42,7 @@ def stat(places: tuple[str, ...], **values: Any) -> int:
     from fastsync.cli.run import run_to_exit
 
     open_output()
-    return run_to_exit(_print_all(places, request_for(settled)))
+    return run_to_exit(_print_all(places, request_for(settled)), settled.settings)
 
 
 async def _print_all(places: tuple[str, ...], request: Request) -> int:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from fastsync import log
 from fastsync.errors import (
     FastsyncError,
 )
@@ -43,6 +45,7 @@ class Batch:
         self._exhausted = False
         self._opening = 0
         self._bug: BaseException | None = None
+        self._attempt = log.attempt()
 
     async def run(self) -> list[Reply | FastsyncError]:
         self._widen()
@@ -123,6 +126,12 @@ class Batch:
         self._lanes.add(connection)
 
         def done(connection: Connection, outcome: Reply | Exception) -> None:
+            if began:
+                from fastsync.wire.telling import tell_exchange
+
+                tell_exchange(
+                    self._wire, request, connection, outcome, began, attempt=self._attempt
+                )
             if isinstance(outcome, Reply):
                 self._answers[index] = outcome
                 if outcome.status == 503:
@@ -151,6 +160,7 @@ class Batch:
             self._settle()
 
         was_used = connection.used
+        began = time.monotonic() if log.level <= log.TRACE else 0.0
         connection.start(request, self._most, done)
         self._wire.tick_later()
 

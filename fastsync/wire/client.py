@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from fastsync import nearness
+from fastsync import log, nearness
 from fastsync.backend import Progress
 from fastsync.errors import (
     AccessRefused,
@@ -77,6 +77,7 @@ class Wire:
         self._going: set[Going] = set()  # of threads
         self._idle: list[Connection] = []
         self.count = 0
+        self.made = 0  # connections, ever
         self._waiting: collections.deque[asyncio.Future[None]] = collections.deque()
         self._threads: ThreadPoolExecutor | None = None
         self._context: ssl.SSLContext | None = None
@@ -166,6 +167,7 @@ class Wire:
             self.tick_later()
 
     async def _connect(self) -> Connection:
+        began = time.monotonic()
         sock: Socket | None = None
         if self._known is not None:
             sock = await self._connect_again()
@@ -177,7 +179,12 @@ class Wire:
         if self._closed:
             sock.close()
             raise Transient("the connection was closed", where=str(self.origin))
-        return Connection(self, sock)
+        connection = Connection(self, sock)
+        if log.level <= log.DEBUG:
+            from fastsync.wire.telling import tell_connection
+
+            tell_connection(self, connection, began)
+        return connection
 
     async def _connect_again(self) -> socket.socket | None:
         """A socket to where the last one led, without a thread; None where that does not work, or not
@@ -519,6 +526,8 @@ class Wire:
                 room.acquire()
                 if left.is_set():
                     raise Dead
+                if log.level <= log.TRACE:
+                    body.tell(len(piece))
                 put(piece)
             return Reply(head.status, head.reason, head.headers, b"")
 
@@ -597,10 +606,12 @@ class Wire:
         going = Going(sock, self.options)
         loop = asyncio.get_running_loop()
         untold, told_at = 0, time.monotonic()
+        began, moved = told_at, 0
 
         def tell(count: int) -> None:
-            nonlocal untold, told_at
+            nonlocal untold, told_at, moved
             untold += count
+            moved += count
             if untold >= _TELL_EVERY and (now := time.monotonic()) - told_at >= _TELL_EVERY_S:
                 loop.call_soon_threadsafe(progress, untold)
                 untold, told_at = 0, now
@@ -628,17 +639,26 @@ class Wire:
                 body.drain()
             return reply, body.keeps and refused is None
 
+        def told(outcome: Reply | BaseException) -> None:
+            if log.level <= log.TRACE:
+                from fastsync.wire.telling import tell_exchange
+
+                ways = {"received": moved} if send is None else {"sent": moved}
+                tell_exchange(self, request, connection, outcome, began, **ways)
+
         self._going.add(going)
         self.tick_later()
         try:
             reply, keeps = await self._in_thread(work, lambda: shut(sock))
         except BaseException as error:
             connection.close()
+            told(error)
             if going.error is not None and isinstance(error, FastsyncError | OSError | Dead):
                 raise going.error from error
             raise
         finally:
             self._going.discard(going)
+        told(reply)
         if untold:
             progress(untold)
         connection.used = True

@@ -43,6 +43,8 @@ class Connection:
         self._loop = asyncio.get_running_loop()
         self.sock = sock
         self.fd = sock.fileno()
+        wire.made += 1
+        self.number = wire.made  # for people
         self.used = False
         self.idle_since = 0.0
         self._tls = None if isinstance(sock, socket.socket) else sock

@@ -51,7 +51,8 @@ class WireOptions:
     `min_rate` is the least of a body, in bytes per second over a stall timeout. `proxy` is a URL. `send_rate`
     tells how many bytes per second a connection may send at this moment, None without a limit; it is kept
     to by the kernel, where it can (SO_MAX_PACING_RATE of socket(7)). `by_record` is for reading: records of
-    TLS from nearby are taken from the socket one by one, as long as they are large.
+    TLS from nearby are taken from the socket one by one, as long as they are large. `protocol` is whose
+    requests they are, for `fastsync.log`; `tells_query`: what stands in a URL after "?" may be shown.
     """
 
     connections: int = 8
@@ -68,6 +69,8 @@ class WireOptions:
     verify: bool = True
     ca_file: str | None = None
     proxy: str | None = None
+    protocol: str = "http"
+    tells_query: bool = False
 
 
 class Headers:

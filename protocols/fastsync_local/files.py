@@ -7,13 +7,16 @@ import json
 import os
 import re
 import stat
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Final, NamedTuple
 
+from fastsync import log
 from fastsync.backend import READ_BUFFER, Buffer, Entry, PinnedFile, WriteOptions
 from fastsync.errors import Changed, FastsyncError, IntegrityError, UsageError, from_os_error
 from fastsync_local.copying import Rules, Target, drop_cache, same_state, write_all
 from fastsync_local.crew import Crew
+from fastsync_local.telling import tell_files
 from fastsync_local.temporary import KEPT_MODE
 
 
@@ -202,8 +205,11 @@ class LocalUpload:
                 f"{sum(high - low for low, high in self._covered)} of {size} bytes were written",
                 where=self._where,
             )
+        began = time.monotonic()
         try:
             await self._crew.in_thread(lambda: self._commit(size))
+            if log.level <= log.TRACE:
+                tell_files("commit", lambda _path: self._where, [("", size)], [None], began)
         except OSError as error:
             raise self._failed(error) from error
         finally:

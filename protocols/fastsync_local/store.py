@@ -9,9 +9,11 @@ import functools
 import os
 import stat
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from fastsync import log
 from fastsync.backend import (
     READ_BUFFER,
     Buffer,
@@ -68,6 +70,7 @@ from fastsync_local.lanes import Lane, LaneFailed
 from fastsync_local.moving import device_of, move
 from fastsync_local.small import PageCache, read_files, write_files
 from fastsync_local.spelling import folds_below
+from fastsync_local.telling import tell_files
 from fastsync_local.temporary import GLANCE, Names, found_in, state_of, sweep
 from fastsync_local.walk import Walk
 
@@ -157,6 +160,9 @@ class LocalStore:
             seen = 0
             try:
                 while (page := await run(lambda: next(pages, None))) is not None:
+                    if log.level <= log.TRACE:
+                        where, entries = str(self._location), len(page[0])
+                        log.tell(log.TRACE, "list", protocol="local", place=where, entries=entries)
                     yield self._page(page)
                     seen += 1
                     if (
@@ -267,7 +273,11 @@ class LocalStore:
 
     async def open_file(self, entry: Entry) -> LocalFile:
         """See `LocalFiles.open_file`."""
-        return await self._crew.in_thread(lambda: self._open_file(entry), undo=LocalFile.close)
+        began = time.monotonic()
+        file = await self._crew.in_thread(lambda: self._open_file(entry), undo=LocalFile.close)
+        if log.level <= log.TRACE:
+            tell_files("open", self.where, [(entry.path, entry.size)], [None], began)
+        return file
 
     def _open_file(self, entry: Entry) -> LocalFile:
         where = self.where(entry.path)
@@ -322,10 +332,15 @@ class LocalStore:
             finally:
                 held.close()
 
+        began = time.monotonic()
         try:
-            return await self._crew.in_thread(work, stop.set)
+            answers = await self._crew.in_thread(work, stop.set)
         except OSError as error:
             raise from_os_error(error, str(self._location)) from error
+        if log.level <= log.TRACE:
+            files = [(entry.path, entry.size) for entry in entries]
+            tell_files("read", self.where, files, answers, began)
+        return answers
 
     async def digest(self, entry: Entry, algorithm: str) -> str:
         """See `Hashes.digest`."""
@@ -449,6 +464,16 @@ class LocalStore:
         self, jobs: Sequence[WholeJob], options: WriteOptions
     ) -> list[FastsyncError | None]:
         """See `WritesWhole.write_whole`."""
+        began = time.monotonic()
+        answers = await self._write_whole(jobs, options)
+        if log.level <= log.TRACE:
+            files = [(job.path, len(job.data)) for job in jobs]
+            tell_files("write", self.where, files, answers, began)
+        return answers
+
+    async def _write_whole(
+        self, jobs: Sequence[WholeJob], options: WriteOptions
+    ) -> list[FastsyncError | None]:
         cache, stop = self._page_cache, threading.Event()
         answers: list[FastsyncError | None] = []
         if cache.is_quick() and not options.durable:
@@ -505,6 +530,7 @@ class LocalStore:
             for entry, path, _ in jobs
         ]
         rules = rules_for(options, follow=source._follow)
+        began = time.monotonic()
         if len(rows) == 1 and not self._is_swept:
             await self._crew.in_thread(lambda: self._glance_above(rows[0][1]))
         try:
@@ -518,10 +544,13 @@ class LocalStore:
                 problems = await self._crew.copy(source.root, self.root, rows, rules, progress)
         except OSError as error:  # one of the roots
             raise from_os_error(error, str(self._location)) from error
-        return [
+        answers = [
             None if problem is None else self._error(problem, source, job)
             for problem, job in zip(problems, rows, strict=True)
         ]
+        if log.level <= log.TRACE:
+            tell_files("copy", self.where, [(row[1], row[2]) for row in rows], answers, began)
+        return answers
 
     def _error(self, problem: Problem, source: LocalStore, job: Job) -> FastsyncError:
         kind, number, text = problem
@@ -556,7 +585,7 @@ class LocalStore:
             with source._held_target(job.entry.path, create=False) as theirs:
                 move(theirs, held, job)
 
-        return await self._each(jobs, lambda job: job.path, one, create=True)
+        return await self._each(jobs, lambda job: job.path, one, create=True, method="rename")
 
     async def delete(self, entries: Sequence[Entry]) -> list[FastsyncError | None]:
         """See `Sink.delete`."""
@@ -570,7 +599,7 @@ class LocalStore:
                 else:
                     insist(fd, lambda: os.unlink(name, dir_fd=fd))
 
-        return await self._each(entries, lambda entry: entry.path, one)
+        return await self._each(entries, lambda entry: entry.path, one, method="delete")
 
     async def make_directories(
         self, entries: Sequence[Entry], options: WriteOptions
@@ -600,7 +629,7 @@ class LocalStore:
 
         durable = options.durable
         return await self._each(
-            entries, lambda entry: entry.path, one, create=True, durable=durable
+            entries, lambda entry: entry.path, one, create=True, durable=durable, method="mkdir"
         )
 
     async def make_links(
@@ -617,7 +646,9 @@ class LocalStore:
                 os.fsync(fd)
 
         durable = options.durable
-        return await self._each(jobs, lambda job: job.path, one, create=True, durable=durable)
+        return await self._each(
+            jobs, lambda job: job.path, one, create=True, durable=durable, method="symlink"
+        )
 
     async def set_attributes(
         self, jobs: Sequence[CopyJob], options: WriteOptions
@@ -638,7 +669,7 @@ class LocalStore:
             finally:
                 os.close(fd)
 
-        return await self._each(jobs, lambda job: job.path, one)
+        return await self._each(jobs, lambda job: job.path, one, method="attributes")
 
     # -- what few copies ask for ---------------------------------------------------------------------
 
@@ -651,7 +682,7 @@ class LocalStore:
         def one(held: HeldDirectories, entry: Entry) -> None:
             found[entry.path] = extras.read_xattrs(held, entry.path)
 
-        errors = await self._each(entries, lambda entry: entry.path, one)
+        errors = await self._each(entries, lambda entry: entry.path, one, method="getxattr")
         return [
             found[entry.path] if error is None else error
             for entry, error in zip(entries, errors, strict=True)
@@ -665,7 +696,7 @@ class LocalStore:
         def one(held: HeldDirectories, job: tuple[str, Mapping[str, bytes]]) -> None:
             extras.write_xattrs(held, *job)
 
-        return await self._each(jobs, lambda job: job[0], one)
+        return await self._each(jobs, lambda job: job[0], one, method="setxattr")
 
     async def link_identities(self, entries: Sequence[Entry]) -> list[str | None]:
         """See `TellsHardLinks.link_identities`."""
@@ -683,7 +714,7 @@ class LocalStore:
         def one(held: HeldDirectories, entry: Entry) -> None:
             found[entry.path] = tell(held, entry.path)
 
-        await self._each(entries, lambda entry: entry.path, one)
+        await self._each(entries, lambda entry: entry.path, one, method="stat")
         return [found.get(entry.path) for entry in entries]
 
     async def make_hard_links(self, pairs: Sequence[tuple[str, str]]) -> list[FastsyncError | None]:
@@ -693,7 +724,7 @@ class LocalStore:
         def one(held: HeldDirectories, pair: tuple[str, str]) -> None:
             extras.hard_link(held, *pair, names.new())
 
-        return await self._each(pairs, lambda pair: pair[1], one)
+        return await self._each(pairs, lambda pair: pair[1], one, method="link")
 
     async def _each(
         self,
@@ -703,6 +734,7 @@ class LocalStore:
         *,
         create: bool = False,
         durable: bool = False,
+        method: str,
     ) -> list[FastsyncError | None]:
         """Do `one` for every item on a thread, below held directories; errors become answers."""
         stop = threading.Event()
@@ -723,7 +755,12 @@ class LocalStore:
                         answers.append(None)
             return answers
 
-        return await self._crew.in_thread(work, stop.set)
+        began = time.monotonic()
+        answers = await self._crew.in_thread(work, stop.set)
+        if log.level <= log.TRACE:
+            files = [(path_of(item), None) for item in items]
+            tell_files(method, self.where, files, answers, began)
+        return answers
 
     @contextlib.contextmanager
     def _held_target(

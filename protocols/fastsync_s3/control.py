@@ -270,6 +270,7 @@ class Control:
             verify=not self.options.no_verify_ssl,
             ca_file=self.ca_file,
             proxy=self.proxy_for(origin),
+            protocol="s3",
         )
 
     async def _by_rules(self, bucket: str, region: str) -> Endpoint:

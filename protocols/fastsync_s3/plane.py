@@ -22,6 +22,7 @@ from collections.abc import (
 from hashlib import sha256
 from typing import Final, NamedTuple
 
+from fastsync import log
 from fastsync.backend import Buffer, Progress, StoreOptions, closing
 from fastsync.dates import http_time
 from fastsync.errors import FastsyncError, IntegrityError, Throttled, Transient, UsageError
@@ -107,11 +108,17 @@ class Pace:
         now = self._clock()
         if now - self._halved >= _HALVING_S:
             self._halved = now
-            self._now = max(1.0, self._now / 2)
+            self._set(max(1.0, self._now / 2))
 
     def went_well(self, answers: int) -> None:
         if self._now < self._most:
-            self._now = min(self._most, self._now + answers / self._now)
+            self._set(min(self._most, self._now + answers / self._now))
+
+    def _set(self, width: float) -> None:
+        before, self._now = self.width(), width
+        if log.level <= log.DEBUG and self.width() != before:
+            requests = self.width()
+            log.tell(log.DEBUG, "pace", protocol="s3", requests=requests, before=before)
 
     async def enter(self) -> None:
         """Wait until one more may be under way."""
@@ -189,6 +196,8 @@ class Plane:
                 verify=not self.options.no_verify_ssl,
                 ca_file=self.control.ca_file,
                 proxy=self.control.proxy_for(origin),
+                protocol="s3",
+                tells_query=True,
             ),
         )
         self._signer = Signer(endpoint.authority, endpoint.region)

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import shlex
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final, Protocol
 
+from fastsync import log
 from fastsync.errors import FastsyncError, Transient, Unsupported
 
 COMMAND: Final = "exec sh"
@@ -97,12 +100,23 @@ class RemoteHashes:
         name = shlex.quote(path.decode("utf-8", "surrogateescape")).encode(
             "utf-8", "surrogateescape"
         )
+        began = time.monotonic()
         async with self._shell() as shell:
             shell.write(
                 b"f=%s; { wc -c <\"$f\" && %s <\"$f\"; } 2>/dev/null | tr '\\n' ' '; echo\n"
                 % (name, tool.encode())
             )
             line = await shell.readline()
+        if log.level <= log.TRACE:
+            log.tell(
+                log.TRACE,
+                "request",
+                protocol="sftp",
+                method=tool,
+                place=os.fsdecode(path),
+                received=len(line),
+                duration_s=log.since(began),
+            )
         if not line.endswith(b"\n"):
             raise Transient("the connection was cut")
         answer = re.fullmatch(

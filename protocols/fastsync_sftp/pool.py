@@ -11,9 +11,11 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
+from fastsync import log
 from fastsync.errors import (
     AccessRefused,
     FastsyncError,
@@ -99,6 +101,7 @@ class Pool:
         self._is_closed = False
         self.extensions: Mapping[bytes, bytes] = {}
         self._beginning: set[Session] = set()
+        self._made = 0  # connections, ever
         self.foreseen: Sequence[Request] = ()  # see `Session.foresee`
         self.hashes = RemoteHashes(self._shell, self.lacks)
 
@@ -190,6 +193,9 @@ class Pool:
         attempt = 0
         while True:
             session = Session(self._stall_timeout_s)
+            self._made += 1
+            session.number = self._made
+            began = time.monotonic()
             session.foresee(self.foreseen)
             self._beginning.add(session)
             try:
@@ -197,8 +203,9 @@ class Pool:
                 if session.error is not None:
                     raise Throttled(session.error.message, where=str(self.place))
                 break
-            except Throttled:
+            except Throttled as error:
                 attempt += 1
+                log.tell(log.DEBUG, "retry", reason=error.message, attempt=attempt, items=1)
                 is_first = self._dialing is asyncio.current_task()
                 if attempt >= _DIALS or self._is_closed or not (self.sessions or is_first):
                     raise  # further ones do not press on where even the first is not let in
@@ -212,6 +219,17 @@ class Pool:
                 self._first = dialer = self._further
             finally:
                 self._beginning.discard(session)
+        log.tell(
+            log.DEBUG,
+            "connect",
+            protocol="sftp",
+            place=str(self.place),
+            by=type(dialer).__name__,
+            duration_s=log.since(began),
+            rtt_s=round(session.rtt_s, 6),
+            connection=session.number,
+            open=len(self.sessions) + 1,
+        )
         session.on_loss = self._lost
         session.lacks = self.lacks
         if session.handles.are_few:
@@ -241,6 +259,9 @@ class Pool:
         if session in self.sessions:
             self.sessions.remove(session)
         dialer = self._dialer_of.pop(session, None)
+        if session.error is not None and not self._is_closed:
+            reason = session.error.message
+            log.tell(log.DEBUG, "lost", protocol="sftp", connection=session.number, reason=reason)
         self._spare()
         self.spreader.lost(session)
         self.dispatcher.lost(session)

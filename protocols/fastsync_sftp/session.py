@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
+from fastsync import log
 from fastsync.backend import Buffer
 from fastsync.errors import FastsyncError, Stalled, Transient
 from fastsync_sftp import packets
@@ -108,6 +109,8 @@ class Session:
         self.stream: ByteStream | None = None
         self.extensions: Mapping[bytes, bytes] = {}
         self.limits = ServerLimits()
+        self.number = 0  # for people
+        self.opened: dict[bytes, str] = {}  # handles and their paths, for them, too
         self.outstanding = 0
         self.window = _LEAST_WINDOW
         self.is_spare = False  # blocks had better go elsewhere
@@ -296,6 +299,10 @@ class Session:
         if self.error is not None:
             self._loop.call_soon(answered, LOST, _again(self.error))
             return
+        if log.level <= log.TRACE:
+            from fastsync_sftp.telling import telling
+
+            answered = telling(self, request, answered)
         kind, parts = request
         number = self._next_id
         self._next_id = (number + 1) & 0xFFFFFFFF
