@@ -47,7 +47,15 @@ class Sent(NamedTuple):
 
 def sent(sock: Any) -> Sent | None:
     """What became of what was given to a connection; None where that is not known."""
-    info = _told(sock)
+    return _sent(_told(sock))
+
+
+def sent_by_process(pid: int) -> Sent | None:
+    """The same of the one connection that a process of ours has."""
+    return _sent(_told_of(pid))
+
+
+def _sent(info: bytes) -> Sent | None:
     if len(info) < _NOT_SENT_AT + 4:
         return None
     (unacked,) = struct.unpack_from("=I", info, _UNACKED_AT)
@@ -68,19 +76,23 @@ def _told(sock: Any) -> bytes:
 
 def of_process(pid: int) -> float:
     """The shortest round trip of the one connection that a process of ours has, in seconds."""
+    return _shortest(_told_of(pid))
+
+
+def _told_of(pid: int) -> bytes:
     if not sys.platform.startswith("linux"):
-        return math.inf
+        return b""
     try:
         inodes = set(_sockets(pid))
         found = [
-            seconds
+            info
             for family in (socket.AF_INET, socket.AF_INET6)
-            for inode, seconds in _connections(family)
+            for inode, info in _connections(family)
             if inode in inodes
         ]
     except (OSError, struct.error):
-        return math.inf
-    return found[0] if len(found) == 1 else math.inf
+        return b""
+    return found[0] if len(found) == 1 else b""
 
 
 def _shortest(info: bytes) -> float:
@@ -102,8 +114,8 @@ def _sockets(pid: int) -> Iterator[int]:
             yield int(target[8:-1])
 
 
-def _connections(family: int) -> Iterator[tuple[int, float]]:
-    """Inodes and round trips of all TCP connections of this machine."""
+def _connections(family: int) -> Iterator[tuple[int, bytes]]:
+    """Inodes and tcp_info of all TCP connections of this machine."""
     body = _request.pack(family, socket.IPPROTO_TCP, 1 << (_INET_DIAG_INFO - 1), 1 << _ESTABLISHED)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as diag:
         diag.settimeout(1)
@@ -120,7 +132,7 @@ def _connections(family: int) -> Iterator[tuple[int, float]]:
                 position += (length + 3) & ~3
 
 
-def _connection(message: bytes) -> tuple[int, float]:
+def _connection(message: bytes) -> tuple[int, bytes]:
     (inode,) = struct.unpack_from("=I", message, _INODE_AT)
     position = _ATTRIBUTES_AT
     while position + _attribute.size <= len(message):
@@ -128,6 +140,6 @@ def _connection(message: bytes) -> tuple[int, float]:
         if length < _attribute.size:
             break
         if kind == _INET_DIAG_INFO:
-            return inode, _shortest(message[position + _attribute.size : position + length])
+            return inode, message[position + _attribute.size : position + length]
         position += (length + 3) & ~3
-    return inode, math.inf
+    return inode, b""

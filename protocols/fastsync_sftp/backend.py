@@ -35,7 +35,13 @@ class SftpBackend:
         place = place_of(location, options)
         pool = self._pools.get(place)
         if pool is None:
-            pool = Pool(place, *_dialers(place, options), options.stall_timeout_s, options.note)
+            pool = Pool(
+                place,
+                *_dialers(place, options),
+                options.stall_timeout_s,
+                options.min_rate,
+                options.note,
+            )
             pool.foreseen = _first_looks(location.path)
             self._pools[place] = pool
         # To look and to delete, one connection has all there is to ask for on its way at once.

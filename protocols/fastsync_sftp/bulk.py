@@ -288,7 +288,7 @@ class Reading(Transfer):
 
         handle = self.file.handles[session]
         self._flying[start] = (stop, session, asked)
-        session.submit(packets.read_block(handle, start, length), answered)
+        session.submit_block(packets.read_block(handle, start, length), 0, answered)
         if not self._checked:
             self._check(session, packets.on_path(self.file.look, self.file.path))
         if session not in self._checked or not self.has_blocks:
@@ -420,7 +420,7 @@ class Writing(Transfer):
             if self._error is not None or handle is None:
                 self._leave(session, length)
                 return
-            session.submit(packets.write_block(handle, start, data), answered)
+            session.submit_block(packets.write_block(handle, start, data), length, answered)
 
         self._fetch(start, stop, fetched)
 

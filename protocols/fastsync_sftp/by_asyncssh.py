@@ -17,7 +17,6 @@ from fastsync.backend import Buffer, StoreOptions
 from fastsync.errors import (
     AccessRefused,
     FastsyncError,
-    Stalled,
     Throttled,
     Transient,
     Unsupported,
@@ -36,7 +35,10 @@ if TYPE_CHECKING:
 _WINDOW: Final = 64 << 20
 # OpenSSH sends up to 32 KiB in a packet whatever we allow; others may send more.
 _PACKET: Final = 128 << 10
+# So that no router in between forgets the connection. That nobody answers is no reason to end it: the
+# question may wait behind megabytes on a slow link. TCP and the session notice what is dead.
 _KEEPALIVE_S: Final = 15.0
+_NO_END: Final = 1 << 30
 # How soon a question is taken back, when somebody else ends the run.
 _GLANCE_S: Final = 0.1
 # AES-GCM first: with AES in the processor several times as fast as what asyncssh puts first. The rest
@@ -48,10 +50,12 @@ class _Channel:
     """The byte stream of one SSH channel."""
 
     def __init__(
-        self, channel: asyncssh.SSHClientChannel[bytes], hang_up: Callable[[], None]
+        self,
+        channel: asyncssh.SSHClientChannel[bytes],
+        connection: asyncssh.SSHClientConnection,
     ) -> None:
         self._channel = channel
-        self._hang_up = hang_up
+        self._connection = connection
 
     def write(self, data: list[Buffer]) -> None:
         try:
@@ -63,8 +67,14 @@ class _Channel:
     def unsent(self) -> int:
         return self._channel.get_write_buffer_size()
 
+    @property
+    def arrived(self) -> int | None:
+        sock = _own_socket(self._connection)
+        sent = None if sock is None else nearness.sent(sock)
+        return None if sent is None else sent.arrived
+
     def close(self) -> None:
-        self._hang_up()
+        self._connection.abort()
 
 
 class Prompts:
@@ -253,7 +263,7 @@ class AsyncsshDialer:
         opened: asyncio.Future[_Channel] = asyncio.get_running_loop().create_future()
 
         def begin(channel: asyncssh.SSHClientChannel[bytes]) -> None:
-            stream = _Channel(channel, connection.abort)
+            stream = _Channel(channel, connection)
             if known is not None and session.alive:
                 session.begin_with(stream, known)
             if not opened.done():
@@ -306,14 +316,13 @@ class AsyncsshDialer:
         )
 
     def _arguments(self, configured: Configured, keys: HostKeys) -> dict[str, Any]:
-        interval = min(_KEEPALIVE_S, self._options.stall_timeout_s / 4)
         arguments = {
             **configured.arguments,
             "known_hosts": lambda _host, _addr, _port: keys.find(),
             "encryption_algs": _CIPHERS,
             "compression_algs": None,
-            "keepalive_interval": interval,
-            "keepalive_count_max": 4,
+            "keepalive_interval": _KEEPALIVE_S,
+            "keepalive_count_max": _NO_END,
             "login_timeout": self._options.request_timeout_s,
             "passphrase": self._prompts.passphrase,
             "agent_forwarding": False,
@@ -328,6 +337,9 @@ class AsyncsshDialer:
         if sock is None:
             return
         options = self._options
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            patience_ms = int(options.stall_timeout_s * 1000)
+            _try_to_set(sock, socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, patience_ms)
         for level, name, value in (
             (socket.SOL_SOCKET, socket.SO_SNDBUF, options.tcp_send_buffer),
             (socket.SOL_SOCKET, socket.SO_RCVBUF, options.tcp_recv_buffer),
@@ -452,11 +464,16 @@ def _said(error: OSError) -> str:
 
 def round_trip_s(connection: asyncssh.SSHClientConnection) -> float:
     """The shortest round trip that TCP has seen, infinite where it does not tell."""
-    sock = connection.get_extra_info("socket")
-    # Over another connection (ProxyJump), that would be the way to the first host alone.
-    if sock is None or connection.get_extra_info("connection") is not None:
-        return math.inf
-    return nearness.of_socket(sock)
+    sock = _own_socket(connection)
+    return math.inf if sock is None else nearness.of_socket(sock)
+
+
+def _own_socket(connection: asyncssh.SSHClientConnection) -> Any:
+    """The socket to the server; None where it is reached over another connection (ProxyJump), whose socket
+    goes to the first host alone, or by a command."""
+    if connection.get_extra_info("connection") is not None:
+        return None
+    return connection.get_extra_info("socket")
 
 
 def _try_to_set(sock: Any, level: int, name: int, value: int | bytes) -> None:
@@ -550,9 +567,6 @@ def _receiver(
                 session.feed(data)
 
         def connection_lost(self, exc: Exception | None) -> None:
-            if exc is not None and "keepalive" in str(exc).lower():
-                session.lose(Stalled("the server no longer answers"))
-            else:
-                session.lose(Transient("the connection was cut"))
+            session.lose(Transient("the connection was cut"))
 
     return Receiver()

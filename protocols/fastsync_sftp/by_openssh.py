@@ -60,6 +60,10 @@ class _Pipe:
         ours.setblocking(False)
         self._loop.add_reader(ours.fileno(), self._read)
 
+    @property
+    def arrived(self) -> int | None:
+        return self._process.arrived
+
     def write(self, data: list[Buffer]) -> None:
         if not self._is_open:
             return
@@ -165,6 +169,12 @@ class OpensshProcess:
         self._place = place
         self._process = process
         self._said = said
+
+    @property
+    def arrived(self) -> int | None:
+        """What TCP has brought to the server, by way of this process."""
+        sent = nearness.sent_by_process(self._process.pid)
+        return None if sent is None else sent.arrived
 
     def why_ended(self) -> FastsyncError:
         """The error for a process that hung up, from what it said."""
@@ -349,7 +359,10 @@ def command(place: Place, ssh: str, connect_timeout_s: float) -> list[str]:
         "StrictHostKeyChecking": "accept-new" if place.accept_new else "yes",
         # After ours.
         "ConnectTimeout": str(1 + math.ceil(connect_timeout_s)),
+        # For routers in between. That no answer comes is no reason to end: the question may wait behind
+        # megabytes on a slow link, and the session notices what is dead.
         "ServerAliveInterval": "15",
+        "ServerAliveCountMax": "1000000",
         # Else it does not tell the key of a host that it refuses; and QUIET would tell nothing.
         "LogLevel": "DEBUG",
         "Ciphers": "^aes128-gcm@openssh.com,aes256-gcm@openssh.com",

@@ -75,6 +75,7 @@ class Pool:
         further: Dialer,
         nearby: Dialer | None,
         stall_timeout_s: float,
+        min_rate: int,
         note: Callable[[str], None],
     ) -> None:
         self.place = place
@@ -91,7 +92,7 @@ class Pool:
         self._most = 1
         self._note = note
         self._noted: set[str] = set()
-        self._stall_timeout_s = stall_timeout_s
+        self._stall_timeout_s, self._min_rate = stall_timeout_s, min_rate
         self._dialing: asyncio.Task[Session] | None = None
         self._growing: asyncio.Task[None] | None = None
         self._is_hungry = False
@@ -192,7 +193,7 @@ class Pool:
         in: nobody else could try that again."""
         attempt = 0
         while True:
-            session = Session(self._stall_timeout_s)
+            session = Session(self._stall_timeout_s, self._min_rate)
             self._made += 1
             session.number = self._made
             began = time.monotonic()

@@ -73,6 +73,12 @@ class ByteStream(Protocol):
         """How many bytes have not left yet."""
         ...
 
+    @property
+    def arrived(self) -> int | None:
+        """How many bytes have arrived at the server, of whatever SSH made of them; None where that is not
+        known."""
+        ...
+
     def close(self) -> None:
         """Hang up, now. Idempotent."""
         ...
@@ -105,7 +111,7 @@ class Session:
     over sessions.
     """
 
-    def __init__(self, stall_timeout_s: float) -> None:
+    def __init__(self, stall_timeout_s: float, min_rate: int = 0) -> None:
         self.stream: ByteStream | None = None
         self.extensions: Mapping[bytes, bytes] = {}
         self.limits = ServerLimits()
@@ -133,9 +139,17 @@ class Session:
         self._foreseen: Sequence[Request] = ()
         self._early: dict[Request, asyncio.Future[Reply]] = {}
         self._received = 0
-        self._seen: tuple[int, int] = (0, 0)
+        self._answers = 0
+        self._blocks = 0  # on their way
+        # Bytes that were given to the stream, that have arrived, and that SSH added to them; and those of
+        # blocks of which the server said that it has written them.
+        self._written = self._arrived = self._added = self._kept = 0
+        self._seen = 0
         self._idle_looks = 0
+        # Where the rate was looked at last: what had moved, how many answers there were, looks since then.
+        self._mark: tuple[int, int, int] | None = None
         self._stall_timeout_s = stall_timeout_s
+        self._min_rate = min_rate
         self._watch: asyncio.TimerHandle | None = None
 
     # -- beginning and end ---------------------------------------------------------------------------
@@ -282,6 +296,18 @@ class Session:
         else:
             self._send(request, answered)
 
+    def submit_block(self, request: Request, length: int, answered: Answered) -> None:
+        """The same for one of the blocks that a large file is moved in; `length` is how much of it goes to
+        the server."""
+
+        def over(kind: int, body: Any) -> None:
+            self._blocks -= 1
+            self._kept += length
+            answered(kind, body)
+
+        self._blocks += 1
+        self.submit(request, over)
+
     def _foreseen_answer(self, request: Request) -> asyncio.Future[Reply] | None:
         if request[0] in (LSTAT, REALPATH, STAT):
             return self._early.pop(request, None)
@@ -313,6 +339,7 @@ class Session:
         length = 5
         for part in parts:
             length += len(part)
+        self._written += length + 4
         out.append(_header.pack(length, kind, number))
         out.extend(parts)
 
@@ -384,6 +411,7 @@ class Session:
         answered = self._answered.pop(number, None)
         if answered is None:
             raise BrokenProtocol("an answer that nobody asked for")
+        self._answers += 1
         try:
             if kind == DATA:
                 answered(kind, _content(pieces))
@@ -398,20 +426,57 @@ class Session:
     # -- stalls --------------------------------------------------------------------------------------
 
     def _look(self) -> None:
-        """Notice a server that owes answers and moves nothing in either direction."""
-        assert self.stream is not None
-        seen = (self._received, self.stream.unsent)
+        """Notice a server that owes answers and moves nothing in either direction, or next to nothing."""
         is_owed = bool(self._answered) or (self._greeting is not None and not self._greeting.done())
         # What is held open here, and used elsewhere or not at all, must not be waited for without end.
-        is_late = (is_owed or self.handles.is_waiting) and seen == self._seen
+        is_waited_for = is_owed or self.handles.is_waiting
+        moved = self._seen
+        if is_waited_for:
+            moved = self._received + self._kept + self._count_arrived()
+        is_late = is_waited_for and moved == self._seen
         self._idle_looks = self._idle_looks + 1 if is_late else 0
-        self._seen = seen
+        self._seen = moved
         if is_owed and self._idle_looks >= _LOOKS:
             self.lose(Stalled(f"no answer for {self._stall_timeout_s:g} seconds"))
+            return
+        if self._is_slow(moved, is_owed=is_owed):
+            self.lose(Stalled(f"less than {self._min_rate} bytes/s move"))
             return
         if not is_owed and self._idle_looks >= _LOOKS // 4:
             self.handles.fail(_too_few_open)
         self._watch = self._loop.call_later(self._stall_timeout_s / _LOOKS, self._look)
+
+    def _count_arrived(self) -> int:
+        """How much of what was asked has arrived at the server, as far as that is known.
+
+        What SSH took from us may wait behind a slow link for minutes, so it is TCP that tells; but TCP counts
+        what SSH added as well, and a server that takes a byte at a time has far more of that. Both are right
+        when the less is taken: the bytes that are too many for what there was to send are what was added.
+        """
+        assert self.stream is not None
+        taken = self._written - self.stream.unsent
+        arrived = self.stream.arrived
+        if arrived is not None:
+            self._added = max(self._added, arrived - taken)
+            taken = arrived - self._added
+        self._arrived = max(self._arrived, taken)
+        return self._arrived
+
+    def _is_slow(self, moved: int, *, is_owed: bool) -> bool:
+        """Whether less than the least rate moved, over a stall timeout: while a large file is moved, or while
+        there was not one answer."""
+        if not is_owed:
+            self._mark = None
+            return False
+        before, answers, looks = self._mark or (moved, self._answers, 0)
+        is_slow = False
+        if not self._blocks and self._answers != answers:
+            before, looks = moved, 0
+        elif looks >= _LOOKS:
+            is_slow = moved - before < self._min_rate * self._stall_timeout_s
+            before, looks = moved, 0
+        self._mark = before, self._answers, looks + 1
+        return is_slow
 
 
 def _block(limit: int) -> int:

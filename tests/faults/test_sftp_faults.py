@@ -153,6 +153,14 @@ def left_in(root: Path) -> dict[str, bytes]:
     }
 
 
+def beyond(proxy: FaultProxy, server: OurServer, folder: Path) -> dict[str, str]:
+    """The settings of a place that is reached through a proxy."""
+    known = folder / "known_beyond"
+    host_key = (folder / "server/host_key.pub").read_text()
+    known.write_text(f"[127.0.0.1]:{proxy.port} {host_key}")
+    return server.place | {"known_hosts": str(known)}
+
+
 def _thrice(attempt: int) -> bool:
     return attempt < 3
 
@@ -185,6 +193,26 @@ async def test_a_silent_server_is_stalled(server: OurServer, root: Path) -> None
             await asyncio.wait_for(collect(store.read(entry, 0, None)), 10)
         Fickle.stalls = False
         assert len(await read(store, "file")) == 100_000
+
+
+@pytest.mark.parametrize("transport", ["asyncssh", "openssh"])
+async def test_a_server_that_takes_a_little(
+    server: OurServer, root: Path, tmp_path: Path, transport: str
+) -> None:
+    """There is room for more again and again, but it would take for ever."""
+    if transport == "openssh" and shutil.which("ssh") is None:
+        pytest.skip("no ssh is installed")
+    with FaultProxy(server.port) as proxy:
+        place = beyond(proxy, server, tmp_path) | {"ssh_transport": transport}
+        proxy.always(Trouble(upwards=True, slice=8192, rate=100_000))
+        backend = SftpBackend()
+        location = parse(f"sftp://somebody@127.0.0.1:{proxy.port}{root}")
+        options = StoreOptions(place=place, stall_timeout_s=0.5, min_rate=1_000_000)
+        store = await backend.connect(location, options)
+        upload = await begin(store, "file")
+        with pytest.raises(Transient, match="less than 1000000 bytes/s"):
+            await asyncio.wait_for(upload.write(0, bytes(16 << 20)), 60)
+        await backend.aclose()
 
 
 async def test_a_write_goes_on_over_another_connection(server: OurServer, root: Path) -> None:

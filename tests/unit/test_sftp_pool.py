@@ -54,7 +54,7 @@ class FarAway:
 async def test_far_away_connections_are_made_at_once(streams: int, dialed: int) -> None:
     """As many as may be, and one where that is all that is wanted."""
     dialer = FarAway()
-    pool = Pool(PLACE, dialer, dialer, None, 60.0, lambda _text: None)
+    pool = Pool(PLACE, dialer, dialer, None, 60.0, 0, lambda _text: None)
     pool.allow(streams)
     await pool.session()
     await asyncio.sleep(0.1)
@@ -74,7 +74,7 @@ class Nearby(FarAway):
 async def test_the_last_connection_takes_blocks_whatever_it_was_kept_for() -> None:
     """The others are gone, and no new one can be had: the rest of a file waited for ever."""
     own = Nearby()
-    pool = Pool(PLACE, own, own, Nearby(), 60.0, lambda _text: None)
+    pool = Pool(PLACE, own, own, Nearby(), 60.0, 0, lambda _text: None)
     pool.allow(2)
     first = await pool.session()
     pool.spreader.on_hunger()
@@ -102,7 +102,7 @@ class Refused(FarAway):
 async def test_who_is_refused_first_is_followed_by_the_other(error: FastsyncError) -> None:
     """Once: all further connections are the other's, too."""
     ssh, other = Refused(error), FarAway()
-    pool = Pool(PLACE, ssh, other, ssh, 60.0, lambda _text: None)
+    pool = Pool(PLACE, ssh, other, ssh, 60.0, 0, lambda _text: None)
     pool.allow(4)
     assert not (await pool.session()).is_spare
     await asyncio.sleep(0.1)
@@ -112,7 +112,7 @@ async def test_who_is_refused_first_is_followed_by_the_other(error: FastsyncErro
 
 async def test_a_server_that_is_silent_is_waited_for_once() -> None:
     ssh, other = Refused(Stalled("no answer")), Nearby()
-    pool = Pool(PLACE, ssh, other, ssh, 60.0, lambda _text: None)
+    pool = Pool(PLACE, ssh, other, ssh, 60.0, 0, lambda _text: None)
     with pytest.raises(Stalled):
         await pool.session()
     assert other.dialed == 0
@@ -121,7 +121,7 @@ async def test_a_server_that_is_silent_is_waited_for_once() -> None:
 
 async def test_each_lack_is_told_once() -> None:
     told: list[str] = []
-    pool = Pool(PLACE, FarAway(), FarAway(), None, 60.0, told.append)
+    pool = Pool(PLACE, FarAway(), FarAway(), None, 60.0, 0, told.append)
     for _ in range(2):
         pool.lacks("the server cannot do this")
     assert told == ["sftp://somebody@host: the server cannot do this"]

@@ -23,6 +23,7 @@ class Wire:
         self.sent = bytearray()
         self.is_open = True
         self.unsent = 0
+        self.arrived: int | None = None
 
     def write(self, data: list[Buffer]) -> None:
         for part in data:
@@ -36,8 +37,8 @@ def message(kind: int, number: int, body: bytes = b"") -> bytes:
     return struct.pack(">IBI", len(body) + 5, kind, number) + body
 
 
-def begun(stall_timeout_s: float = 60.0) -> tuple[Session, Wire]:
-    session, wire = Session(stall_timeout_s), Wire()
+def begun(stall_timeout_s: float = 60.0, min_rate: int = 0) -> tuple[Session, Wire]:
+    session, wire = Session(stall_timeout_s, min_rate), Wire()
     session.begin_with(wire, Server(ServerLimits(), {}, 0.0))
     session.feed(message(2, 3))
     return session, wire
@@ -198,11 +199,85 @@ async def test_silence_is_a_stall_only_where_an_answer_is_due() -> None:
 
 async def test_bytes_that_leave_are_no_stall() -> None:
     session, wire = begun(0.08)
-    asked(session, 1)
+    wire.unsent = 20
+    asked(session, 3)
     for unsent in range(20, 0, -1):
         wire.unsent = unsent
         await asyncio.sleep(0.02)
     assert session.alive
+    session.close()
+
+
+def writing(session: Session, count: int, length: int = 100_000) -> list[tuple[int, Any]]:
+    """Send so many blocks of a large file; the list gets the answers."""
+    got: list[tuple[int, Any]] = []
+    for _ in range(count):
+        request = packets.write_block(b"handle", 0, bytes(length))
+        session.submit_block(request, length, lambda kind, body: got.append((kind, body)))
+    return got
+
+
+async def test_an_answer_by_drops_is_a_stall() -> None:
+    session, _ = begun(0.2, 2000)
+    got = asked(session, 1)
+    for byte in message(ATTRS, 0, bytes(1000))[:200]:
+        session.feed(bytes([byte]))
+        await asyncio.sleep(0.01)
+        if got:
+            break
+    assert isinstance(got[0][1], Stalled)
+    assert "less than 2000 bytes/s" in got[0][1].message
+
+
+async def test_what_is_taken_by_drops_is_a_stall() -> None:
+    """A window of one byte at a time: SSH makes a packet of each, and all of TCP moves."""
+    session, wire = begun(0.2, 4000)
+    wire.arrived = 5000
+    got = writing(session, 1)
+    wire.unsent = 100_000
+    for _ in range(200):
+        await asyncio.sleep(0.01)
+        wire.unsent -= 1
+        wire.arrived += 64
+        if got:
+            break
+    assert isinstance(got[0][1], Stalled)
+
+
+async def test_what_ssh_has_taken_may_leave_slowly() -> None:
+    """Until it has, there is no answer, and nothing that waits here."""
+    session, wire = begun(0.2, 4000)
+    wire.arrived = 5000
+    await asyncio.sleep(0.05)
+    writing(session, 1)
+    for _ in range(60):
+        await asyncio.sleep(0.01)
+        wire.arrived += 1000
+    assert session.alive
+    session.close()
+
+
+async def test_a_server_that_takes_its_time_for_each_block() -> None:
+    """All of them are there, and it writes one after the other."""
+    session, wire = begun(0.4, 100_000)
+    wire.arrived = 0
+    got = writing(session, 12)
+    await asyncio.sleep(0)
+    wire.arrived = 2_000_000
+    for number in range(12):
+        await asyncio.sleep(0.1)
+        session.feed(message(STATUS, number, struct.pack(">III", 0, 0, 0)))
+    assert [kind for kind, _ in got] == [STATUS] * 12
+    session.close()
+
+
+async def test_small_answers_may_be_few() -> None:
+    session, _ = begun(0.4, 1_000_000)
+    got = asked(session, 12)
+    for number in range(12):
+        await asyncio.sleep(0.1)
+        session.feed(message(STATUS, number, struct.pack(">III", 0, 0, 0)))
+    assert [kind for kind, _ in got] == [STATUS] * 12
     session.close()
 
 
