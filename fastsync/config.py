@@ -412,7 +412,10 @@ def _find_config(named: Path | None, environ: Mapping[str, str]) -> tuple[str, s
 
 def _home(environ: Mapping[str, str]) -> str:
     home = environ.get("HOME", "")
-    return home if os.path.isabs(home) else os.path.expanduser("~")
+    if not os.path.isabs(home):
+        home = os.path.expanduser("~")
+    # Never a folder of that name in whatever directory this is: others may have made it.
+    return home if os.path.isabs(home) else "/"
 
 
 def state_folder(environ: Mapping[str, str] = os.environ) -> str:

@@ -25,6 +25,7 @@ from fastsync.config import (
     presets,
     read_config,
     resolve,
+    state_folder,
 )
 from fastsync.errors import ConfigError, UsageError
 from fastsync.values import duration_text, size_text
@@ -720,3 +721,11 @@ def test_the_document_names_every_preset_and_its_examples_are_valid(write: Write
     assert len(examples) == 2
     for example in examples:
         assert resolve({}, config_file=write(example), environ={}).config_file
+
+
+def test_no_home_is_no_folder_of_that_name_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever made a directory called "~" in the current one has no say in what we keep and believe."""
+    monkeypatch.setenv("HOME", "~")
+    for environ in ({}, {"HOME": ""}, {"HOME": "here"}, {"HOME": "~", "XDG_STATE_HOME": "x"}):
+        assert state_folder(environ) == "/.local/state/fastsync"
+        assert str(find_config(None, environ)[0]) == "/.config/fastsync/config.toml"
