@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from fastsync.errors import FastsyncError, from_os_error
+from fastsync.private import make_file, refuse_foreign_file, refuse_shared_folder
 from fastsync.processes import boot_id, started
 from fastsync.resuming import Range, Version
 
@@ -27,6 +28,7 @@ _BUSY_S: Final = 5.0
 # SQLITE_CORRUPT and SQLITE_NOTADB (sqlite.org/rescode.html): nothing in it can be relied on.
 _DAMAGED: Final = (11, 26)
 _ASIDE: Final = ".damaged"
+_SIBLINGS: Final = ("-wal", "-shm")
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS uploads (
     id INTEGER PRIMARY KEY,
@@ -227,9 +229,12 @@ class Journal:
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
-            os.makedirs(os.path.dirname(self._path), mode=0o700, exist_ok=True)
-            # SQLite gives its further files the mode of this one.
-            os.close(os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+            folder = os.path.dirname(self._path)
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+            refuse_shared_folder(folder)
+            make_file(self._path)  # SQLite gives its further files the mode of this one
+            for more in ("", *_SIBLINGS):
+                refuse_foreign_file(self._path + more)
             connection = sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None)
             try:
                 connection.execute("PRAGMA journal_mode = WAL")
@@ -263,7 +268,7 @@ class Journal:
         self.close()
         with contextlib.suppress(OSError):
             os.replace(self._path, self._path + _ASIDE)
-        for more in ("-wal", "-shm"):  # they belong to it, and would spoil the next one
+        for more in _SIBLINGS:  # they belong to it, and would spoil the next one
             with contextlib.suppress(OSError):
                 os.unlink(self._path + more)
 

@@ -29,6 +29,7 @@ from fastsync.filters import Chooser, Filter, Rule
 from fastsync.location import Location, parse
 from fastsync.pace import Pace
 from fastsync.patience import persistently, up_to
+from fastsync.private import is_shared_folder
 from fastsync.redaction import conceal
 from fastsync.registry import Registry
 from fastsync.resuming import Range, Unfinished, Version, lasting
@@ -145,6 +146,7 @@ class Shared:
     memory: Budget
     backends: dict[type[Backend], Backend] = dataclasses.field(default_factory=dict)
     paces: dict[str, Pace] = dataclasses.field(default_factory=dict)  # by what was asked for
+    is_unjournalled: bool = False  # the journal cannot be used, which was said
 
     async def aclose(self) -> None:
         """Close the protocols, after the last run."""
@@ -221,7 +223,8 @@ class Uploads:
         self._request = request
         self._folder = folder
         self._journal: Journal | None = None
-        self._is_broken = False
+        shared = request.shared
+        self._is_broken = shared is not None and shared.is_unjournalled
         self._in_hand: set[int] = set()
 
     def note(
@@ -322,6 +325,10 @@ class Uploads:
 
     def _give_up(self, error: FastsyncError) -> None:
         self._is_broken = True
+        if (shared := self._request.shared) is not None:
+            if shared.is_unjournalled:
+                return
+            shared.is_unjournalled = True
         self._request.observer.note(f"uploads that are cut off will not be found again: {error}")
 
     def close(self) -> None:
@@ -344,6 +351,7 @@ class Session:
         self._seen: set[str] = set()
         folder = request.state_folder
         self.uploads = Uploads(request, folder) if folder is not None else None
+        self._stores_folder = None if folder is None or is_shared_folder(folder) else folder
         self.files: FileList | None = None
         settings = request.settings
         self.pace = self._pace()
@@ -404,7 +412,7 @@ class Session:
                 light=self._light,
                 note=request.observer.note,
                 place=_Watched(request.place_settings(location, side), self._seen),
-                state_folder=request.state_folder,
+                state_folder=self._stores_folder,
                 tcp_send_buffer=settings.tcp_send_buffer,
                 tcp_recv_buffer=settings.tcp_recv_buffer,
                 congestion_control=settings.congestion_control,

@@ -14,6 +14,7 @@ The file may be deleted at any time. One that cannot be read or written is done 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
@@ -134,7 +135,10 @@ class Attributes:
         assert self._folder is not None
         os.makedirs(self._folder, mode=0o700, exist_ok=True)
         path = os.path.join(self._folder, FILE)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        # What is there is not opened: closing it would end all locks of this process on it
+        # (fcntl_locking(2)), those of the cache of another place among them.
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         try:
             self._file = _connect(path)
         except sqlite3.DatabaseError:

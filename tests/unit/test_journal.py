@@ -103,6 +103,87 @@ for number in range(200):
     ]
 
 
+_LOOK = """
+import sys
+from fastsync.journal import Journal
+journal = Journal(sys.argv[1])
+print(*(record.path for record in journal.records()))
+journal.close()
+"""
+
+
+def test_two_journals_of_one_process_and_another(folder: Path) -> None:
+    """Runs of one process, as in a batch, hold their locks together: opening one takes none from another."""
+
+    def seen() -> list[str]:
+        look = [sys.executable, "-c", _LOOK, str(folder)]
+        return subprocess.run(look, check=True, capture_output=True, text=True).stdout.split()
+
+    one, two = Journal(str(folder)), Journal(str(folder))
+    one.note("x://y/", {}, "a", "t")
+    two.note("x://y/", {}, "b", "t")
+    assert seen() == ["a", "b"]
+    one.note("x://y/", {}, "c", "t")
+    two.note("x://y/", {}, "d", "t")
+    assert seen() == ["a", "b", "c", "d"]
+    one.close()
+    two.close()
+
+
+@pytest.mark.parametrize("harm", ["shared", "foreign", "linked", "theirs", "a link", "two names"])
+def test_a_journal_that_others_may_have_written(folder: Path, harm: str) -> None:
+    """It is neither read nor written."""
+    journal = Journal(str(folder))
+    journal.note("x://y/", {}, "p", "t")
+    journal.close()
+    file, beside = folder / FILE, folder.with_name("beside")
+    if harm in ("foreign", "theirs", "linked") and os.geteuid() != 0:
+        pytest.skip("only root can give files away")
+    if harm == "shared":
+        folder.chmod(0o770)
+    elif harm == "foreign":
+        os.chown(folder, 65534, -1)
+    elif harm == "linked":
+        folder.rename(beside)
+        folder.symlink_to(beside)
+        os.chown(folder, 65534, -1, follow_symlinks=False)
+    elif harm == "theirs":
+        os.chown(file, 65534, -1)
+    elif harm == "a link":
+        file.rename(beside)
+        file.symlink_to(beside)
+    else:
+        os.link(file, beside)
+    before = file.read_bytes()
+    damaged = Journal(str(folder))
+    with pytest.raises(UsageError, match=r"another user|others can write|yours alone"):
+        damaged.note("x://y/", {}, "q", "t")
+    with pytest.raises(UsageError):
+        damaged.records()
+    assert file.read_bytes() == before
+
+
+def test_a_journal_that_others_may_read_is_closed_to_them(folder: Path) -> None:
+    journal = Journal(str(folder))
+    journal.note("x://y/", {}, "p", "t")
+    journal.close()
+    (folder / FILE).chmod(0o644)
+    journal = Journal(str(folder))
+    assert len(journal.records()) == 1
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
+    journal.close()
+
+
+def test_a_link_of_ours_to_a_folder_of_ours(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    folder.parent.mkdir()
+    folder.symlink_to(tmp_path / "elsewhere")
+    journal = Journal(str(folder))
+    journal.note("x://y/", {}, "p", "t")
+    assert len(journal.records()) == 1
+    journal.close()
+
+
 def test_whose_process_it_is() -> None:
     mine = Process.current()
     assert mine.state() == "running"
