@@ -24,7 +24,8 @@ from fastsync.resuming import Range, Version
 
 FILE: Final = "uploads.sqlite"
 _VERSION: Final = 3
-_BUSY_S: Final = 5.0
+# Others hold it for milliseconds; one that is stuck is not waited for.
+_BUSY_S: Final = 2.0
 # SQLITE_CORRUPT and SQLITE_NOTADB (sqlite.org/rescode.html): nothing in it can be relied on.
 _DAMAGED: Final = (11, 26)
 _ASIDE: Final = ".damaged"

@@ -3,6 +3,7 @@ next run ends what a killed one began, and `jobs clean` finds what it left."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sqlite3
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hostile_s3 import HostileS3
+from hostile_s3 import Honest, HostileS3
+from http_exchange import Request, Response
 from sshd import running_sshd
 
 from fastsync.testing.vocabulary import noise
@@ -133,3 +135,90 @@ def test_it_costs_time_alone(
             shutil.copytree(tmp_path / "kept" / kept.name, kept)
         hostile_s3.objects.uploads = dict(uploads)
         hostile_s3.objects.buckets["bucket"].remove("big")
+
+
+def deleted(journal: Path) -> Iterator[None]:
+    shutil.rmtree(journal.parent)
+    yield
+
+
+def overwritten(journal: Path) -> Iterator[None]:
+    for path in journal.parent.iterdir():
+        with open(path, "r+b") as file:
+            file.write(noise(2000))
+    yield
+
+
+def kept_locked(journal: Path) -> Iterator[None]:
+    """By a process that is stuck."""
+    with contextlib.closing(sqlite3.connect(journal, check_same_thread=False)) as connection:
+        connection.execute("BEGIN EXCLUSIVE")
+        yield
+
+
+@pytest.mark.parametrize("harm", [deleted, overwritten, kept_locked])
+def test_whatever_becomes_of_it_on_the_way(
+    fastsync: Fastsync,
+    hostile_s3: HostileS3,
+    tmp_path: Path,
+    harm: Callable[[Path], Iterator[None]],
+) -> None:
+    """The run that has it open ends well, says so once if at all, and leaves nothing behind."""
+    fastsync.environ |= hostile_s3.environ
+    hostile_s3.make_bucket("bucket")
+    (tmp_path / "from").mkdir()
+    for name in ("a", "b", "c"):
+        (tmp_path / "from" / name).write_bytes(CONTENT[: 11 * MIB])
+    state = tmp_path / "home/.local/state/fastsync/uploads.sqlite"
+    harming = harm(state)
+
+    def strike(request: Request, honest: Honest) -> Response:
+        next(harming)
+        return honest(request)
+
+    hostile_s3.on("UploadPart", strike, skip=1, times=1)
+    done = fastsync("cp", "-R", "-c", "5M", "-p", "2", "from/", "s3://bucket/to/")
+    assert done.code == 0, done
+    assert len(done.stderr.splitlines()) <= 1
+    assert "Traceback" not in done.stderr
+    for name in ("a", "b", "c"):
+        assert hostile_s3.data("bucket", f"to/{name}") == CONTENT[: 11 * MIB]
+    assert hostile_s3.open_uploads == []
+    harming.close()  # type: ignore[attr-defined]
+    assert fastsync("jobs", "clean").code in (0, 1)  # it may say that it was damaged
+    assert fastsync("jobs", "list") == (0, "", "")
+
+
+@pytest.mark.parametrize("how", ["no room", "shared"])
+def test_a_journal_that_cannot_be_kept(
+    fastsync: Fastsync,
+    hostile_s3: HostileS3,
+    under_limit: Callable[[str], list[str]],
+    tmp_path: Path,
+    how: str,
+) -> None:
+    """Costs nothing but a word, one for all files and lines."""
+    fastsync.environ |= hostile_s3.environ
+    hostile_s3.make_bucket("bucket")
+    state = tmp_path / "home/.local/state/fastsync"
+    if how == "shared":
+        state.mkdir(parents=True)
+        (state / "uploads.sqlite").touch()
+        state.chmod(0o777)
+    lines = []
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_bytes(CONTENT[: 6 * MIB])
+        lines.append(f"cp -c 5M {name} s3://bucket/{name}/{name}\n")
+    (tmp_path / "batch").write_text("".join(lines))
+    under = under_limit("-f 0") if how == "no room" else []
+    for arguments in (["cp", "-c", "5M", "a", "b", "c", "s3://bucket/to/"], ["run", "batch"]):
+        done = fastsync(*arguments, under=under)
+        assert done.code == 0, done
+        (said,) = done.stderr.splitlines()
+        assert "uploads that are cut off will not be found again" in said
+    assert hostile_s3.keys("bucket") == ["a/a", "b/b", "c/c", "to/a", "to/b", "to/c"]
+    assert hostile_s3.open_uploads == []
+    if how != "shared":
+        return
+    refused = fastsync("jobs", "list")
+    assert (refused.code, "chmod go-w" in refused.stderr) == (2, True)
