@@ -179,7 +179,7 @@ class Rules:
                 return True
         if self.owner and None not in (entry.owner, old.owner) and entry.owner != old.owner:
             return True
-        return times and not self.same_time(entry, old)
+        return times and entry.mtime_ns is not None and not self.same_time(entry, old)
 
 
 def order(entry: Entry) -> str:
@@ -690,7 +690,7 @@ class _Planner:
         if self.rules.directory_times:
             parent = entry.path.rpartition("/")[0]
             for directory in reversed(self._above):
-                if directory.path == parent:
+                if directory.path == parent and directory.mtime_ns is not None:
                     self._finish(directory, None, "changed inside")
                     break
 

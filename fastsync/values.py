@@ -209,12 +209,14 @@ class Kind(NamedTuple):
         return value if isinstance(value, bool) else self.from_text(str(value))
 
     def from_caller(self, value: object) -> object:
-        """The value of a parsed flag: text is read as such, anything else is the value itself."""
+        """The value of a parsed flag or an argument: the value itself, or whatever a file may say for it."""
         if isinstance(value, os.PathLike):
             value = os.fspath(value)
         if isinstance(value, str):
             return self.from_text(value)
         if type(value) not in self.types:
+            if type(value) in self.toml:
+                return self.from_toml(value)
             raise UsageError(f"{value!r} is not {self.told}")
         return self._within(value)
 

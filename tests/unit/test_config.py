@@ -227,6 +227,7 @@ def test_flags_are_text_or_effective_values() -> None:
     assert settings.log_file == "/tmp/x"
     assert settings.max_delete == MaxDelete(percent=5)
     assert resolve({"chunk_size": 16 * K}, environ={}).settings.chunk_size == 16 * K
+    assert resolve({"max_delete": 5}, environ={}).settings.max_delete == MaxDelete(files=5)
 
 
 def test_flags_are_named_as_they_were_written() -> None:

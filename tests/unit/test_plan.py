@@ -752,6 +752,8 @@ def test_verdicts(rules: dict[str, Any], entry: Entry, old: Entry | None, expect
         ({"directory_times": True}, directory("d"), directory("d", mtime_ns=5), True),
         ({"directory_times": True, "window_ns": 5}, directory("d"), directory("d", mtime_ns=5), False),
         ({"directory_times": True}, directory("d"), directory("d"), False),
+        # What no source can tell is no reason to set it, run after run.
+        ({"directory_times": True}, directory("d")._replace(mtime_ns=None), directory("d"), False),
         (
             {"owner": True},
             directory("d")._replace(owner=Owner(1, 2)),
