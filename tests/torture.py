@@ -2,6 +2,7 @@
 
     scripts/torture                          ten minutes, and 300 kills
     scripts/torture --minutes 60 --seed 12
+    scripts/torture --kills 0 --pair "S3 to local" --seed 7
 
 What fails says with which seed it does; the same seed does the same again, save for the moments of kills.
 Exit code: 0 nothing was lost and everything converged, 1 not so.
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,9 @@ import hypothesis
 from hostile_s3 import HostileS3
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
-from model import LocalTrees, backends, files, scripts, sync_in_trouble
+from model import backends, files, scripts, sync_in_trouble
+from pairs import Pair
+from rigs import PAIRS, Rig, rigs
 from sshd import running_sshd
 
 LIMIT_S = 90.0
@@ -44,10 +47,12 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--only", choices=PLACES, help="kills at this place alone")
+    parser.add_argument("--pair", choices=PAIRS, help="changes and syncs between these alone")
     options = parser.parse_args()
     say(f"seed {options.seed}, hypothesis {hypothesis.__version__}")
     if options.minutes > 0:
-        machines(options.seed, time.monotonic() + 60 * options.minutes)
+        pairs = (options.pair,) if options.pair else PAIRS
+        machines(options.seed, time.monotonic() + 60 * options.minutes, pairs)
     chance = random.Random(options.seed)
     places = [options.only] if options.only else PLACES
     return int(not kills(chance, options.kills // len(places), places))
@@ -60,26 +65,39 @@ def say(text: str) -> None:
 # -- machines --------------------------------------------------------------------------------------------
 
 
-def machines(first: int, end: float) -> None:
+def machines(first: int, end: float, pairs: Sequence[str]) -> None:
     """Run the machines with one seed after the other until the time is over. Raises what they find."""
-    number = 0
-    while number == 0 or time.monotonic() < end:
-        now = first + number
-        say(f"trees and stores in trouble, seed {now}")
-        long = settings(
-            max_examples=60, stateful_step_count=30, deadline=None, database=None,
-            suppress_health_check=list(HealthCheck), print_blob=True,
-        )  # fmt: skip
-        run_state_machine_as_test(seed(now)(LocalTrees), settings=long)
+    long = settings(
+        max_examples=20, stateful_step_count=30, deadline=None, database=None,
+        suppress_health_check=list(HealthCheck), print_blob=True,
+    )  # fmt: skip
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fastsync-rigs-"))
+        rig = stack.enter_context(rigs(Path(folder)))
+        number = 0
+        while number == 0 or time.monotonic() < end:
+            now = first + number
+            for pair in pairs:
+                say(f"{pair}, seed {now}")
+                run_pair(rig(pair), now, long)
+            say(f"stores in trouble, seed {now}")
 
-        @seed(now)
-        @settings(long, max_examples=1500)
-        @given(source=backends, dest=backends, ours=files, theirs=files, script=scripts)
-        def stores(**case: object) -> None:
-            asyncio.run(sync_in_trouble(**case))  # type: ignore[arg-type]
+            @seed(now)
+            @settings(long, max_examples=1500)
+            @given(source=backends, dest=backends, ours=files, theirs=files, script=scripts)
+            def stores(**case: object) -> None:
+                asyncio.run(sync_in_trouble(**case))  # type: ignore[arg-type]
 
-        stores()
-        number += 1
+            stores()
+            number += 1
+
+
+def run_pair(rig: Rig, number: int, how: settings) -> None:
+    @seed(number)
+    def machine() -> Pair:
+        return Pair(rig)
+
+    run_state_machine_as_test(machine, settings=how)  # type: ignore[arg-type]
 
 
 # -- kills -----------------------------------------------------------------------------------------------

@@ -7,9 +7,26 @@ import inspect
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
-Trouble: TypeAlias = BaseException | float | Callable[[], Awaitable[None] | None] | None
+
+class After(NamedTuple):
+    """The call does its work, and then fails: the answer got lost. For a `FaultyBackend`."""
+
+    error: BaseException
+
+
+class Short(NamedTuple):
+    """What a read yields ends after so many bytes, what a listing yields after so many pages: with an error,
+    or, as no store should, without. For a `FaultyBackend`."""
+
+    after: int
+    error: BaseException | None = None
+
+
+Trouble: TypeAlias = (
+    BaseException | float | Callable[[], Awaitable[None] | None] | After | Short | None
+)
 
 
 class Faults:
@@ -40,8 +57,21 @@ class Faults:
 
     async def meet(self, method: str, path: str) -> None:
         """Count a call and go through what waits for it."""
+        await self.bear(self.take(method, path))
+
+    def take(self, method: str, path: str) -> Trouble:
+        """Count a call, and say what waits for it."""
         self.calls[method] += 1
-        trouble = self._next(method, path)
+        for key in ((method, path), (method, None)):
+            if script := self._scripts.get(key):
+                return script.popleft()
+        return self._always.get((method, path)) or self._always.get((method, None))
+
+    @staticmethod
+    async def bear(trouble: Trouble) -> None:
+        """Go through it. What comes `After` a call, or cuts it `Short`, comes at once."""
+        if isinstance(trouble, After | Short):
+            trouble = trouble.error
         if isinstance(trouble, BaseException):
             raise trouble
         if isinstance(trouble, int | float):
@@ -50,12 +80,6 @@ class Faults:
             answer = trouble()
             if inspect.isawaitable(answer):
                 await answer
-
-    def _next(self, method: str, path: str) -> Trouble:
-        for key in ((method, path), (method, None)):
-            if script := self._scripts.get(key):
-                return script.popleft()
-        return self._always.get((method, path)) or self._always.get((method, None))
 
 
 class Gauge:

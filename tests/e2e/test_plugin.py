@@ -28,7 +28,7 @@ def fenced(language: str) -> list[str]:
 
 def pack(directory: Path) -> Path:
     """The page's protocol as a wheel (PyPA binary distribution format), by hand and without a network."""
-    protocol, _ = fenced("python")
+    protocol, *_ = fenced("python")
     (metadata,) = (tomllib.loads(text)["project"] for text in fenced("toml"))
     ((group, claims),) = metadata["entry-points"].items()
     ((scheme, value),) = claims.items()
@@ -143,8 +143,8 @@ def test_there_and_back_again(installed: Path, tree: Path, tmp_path: Path) -> No
 
 def test_the_protocol_keeps_the_contract(installed: Path, tmp_path: Path) -> None:
     """Tested as its author would test it, with the tests that the page shows."""
-    _, tests = fenced("python")
-    (tmp_path / "test_mem2.py").write_text(tests)
+    _, tests, trouble = fenced("python")
+    (tmp_path / "test_mem2.py").write_text(tests + trouble)
     (settings,) = fenced("ini")
     (tmp_path / "pytest.ini").write_text(settings)
     done = python(

@@ -95,6 +95,11 @@ class FaultProxy:
         """For every connection that has no script of its own."""
         self._always = trouble
 
+    def forget(self) -> None:
+        """Drop all scripts: connections that are made from now on are honest."""
+        self._script.clear()
+        self._always = None
+
     def __enter__(self) -> Self:
         ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(ready)), daemon=True)

@@ -1,30 +1,25 @@
-"""What any sequence of changes, syncs, kills and faults may come to: machines for hypothesis, run shortly by
-the suite and for long by ``scripts/torture``.
+"""Stores whose calls meet random trouble, held against what was in them: a property for hypothesis, run
+shortly by the suite and for long by ``scripts/torture``.
 
-`LocalTrees` works on two directories and the real command; `sync_in_trouble` on stores in memory whose calls
-meet random trouble. After every step: the source is as it was left, a destination's file is what it was or
-what the source has, nothing lies around; success means equal; and once the trouble is over, the same sync
-converges.
+Whatever a finite script of errors, delays, lost answers and cut reads does to a run over any backend: the
+source is as it was; a destination's file is what it was or what the source has; success means equal; nothing
+lies around; and once the trouble is over, the same sync converges. It asks a bounded number of times.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
-import subprocess
-import sys
+import asyncio
+import itertools
 import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
+from typing import ClassVar, NamedTuple, TypeAlias
 from unittest import mock
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-import fastsync
 from fastsync import patience
+from fastsync.backend import Backend
 from fastsync.copying import run_sync
 from fastsync.errors import (
     AccessRefused,
@@ -34,6 +29,7 @@ from fastsync.errors import (
     IntegrityError,
     ListingError,
     PermissionRefused,
+    Stalled,
     Throttled,
     Transient,
     Vanished,
@@ -41,269 +37,210 @@ from fastsync.errors import (
 from fastsync.registry import Claim, Registry
 from fastsync.session import Request
 from fastsync.settings import Settings
-from fastsync.testing import BareMemoryBackend, MemoryBackend, ObjectMemoryBackend
-from fastsync.values import MaxDelete
-
-# Kind, content or target, permission bits, time; a directory has no time here.
-Shot: TypeAlias = tuple[str, bytes, int, int]
-Picture: TypeAlias = dict[str, Shot]
-
-EVERYTHING = MaxDelete(percent=100)
-NAMES = ("a", "b", "a-", "a.b", "é", "d")
-paths = st.lists(st.sampled_from(NAMES), min_size=1, max_size=3).map("/".join)
-contents = st.one_of(
-    st.binary(max_size=20),
-    st.sampled_from([b"x" * 200_000, b"y" * 200_000, b"z" * 3_000_000]),
+from fastsync.tally import Summary
+from fastsync.testing import (
+    After,
+    BareMemoryBackend,
+    Faults,
+    FaultyBackend,
+    MemoryBackend,
+    ObjectMemoryBackend,
+    Short,
 )
-times = st.integers(0, 2**31 * 10**9)
-sides = st.sampled_from(["source", "dest"])
+from fastsync.testing.trouble import Trouble
+from fastsync.values import MaxDelete
+from fastsync_local.backend import LocalBackend
 
-
-def picture(root: Path) -> Picture:
-    shots: Picture = {}
-    for directory, directories, files in os.walk(root):
-        for name in (*directories, *files):
-            path = Path(directory, name)
-            status = path.lstat()
-            at = str(path.relative_to(root))
-            mode = status.st_mode & 0o777
-            if path.is_symlink():
-                shots[at] = ("link", os.fsencode(os.readlink(path)), 0, 0)
-            elif path.is_dir():
-                shots[at] = ("dir", b"", mode, 0)
-            else:
-                shots[at] = ("file", path.read_bytes(), mode, status.st_mtime_ns)
-    return shots
-
-
-class LocalTrees(RuleBasedStateMachine):
-    """Two trees of one disk, changed at random on both sides and synced with random options."""
-
-    @initialize()
-    def begin(self) -> None:
-        self.root = Path(tempfile.mkdtemp(prefix="fastsync-model-"))
-        self.source, self.dest = self.root / "source", self.root / "dest"
-        self.source.mkdir()
-        self.dest.mkdir()
-        (self.root / "outside").write_bytes(b"outside")
-
-    def teardown(self) -> None:
-        if hasattr(self, "root"):
-            shutil.rmtree(self.root)
-
-    # -- changes -------------------------------------------------------------------------------------
-
-    def _place(self, side: str, path: str) -> Path | None:
-        """Room for a new entry: whatever is in the way goes; None where a link leads elsewhere."""
-        root = self.source if side == "source" else self.dest
-        place = root / path
-        for above in reversed(place.relative_to(root).parents):
-            there = root / above
-            if there.is_symlink() or (there.exists() and not there.is_dir()):
-                there.unlink()
-            there.mkdir(exist_ok=True)
-        if place.is_dir() and not place.is_symlink():
-            shutil.rmtree(place)
-        elif place.is_symlink() or place.exists():
-            place.unlink()
-        return place
-
-    @rule(side=sides, path=paths, content=contents, when=times)
-    def write(self, side: str, path: str, content: bytes, when: int) -> None:
-        place = self._place(side, path)
-        assert place is not None
-        place.write_bytes(content)
-        os.utime(place, ns=(when, when))
-
-    @rule(side=sides, path=paths)
-    def make_directory(self, side: str, path: str) -> None:
-        place = self._place(side, path)
-        assert place is not None
-        place.mkdir()
-
-    @rule(side=sides, path=paths, text=st.sampled_from(["a", "../outside", "nowhere", "/etc"]))
-    def make_link(self, side: str, path: str, text: str) -> None:
-        place = self._place(side, path)
-        assert place is not None
-        place.symlink_to(text)
-
-    def _there(self, side: str, number: int) -> Path | None:
-        root = self.source if side == "source" else self.dest
-        there = sorted(picture(root))
-        return root / there[number % len(there)] if there else None
-
-    @rule(side=sides, number=st.integers(0, 100))
-    def delete(self, side: str, number: int) -> None:
-        place = self._there(side, number)
-        if place is not None and place.is_dir() and not place.is_symlink():
-            shutil.rmtree(place)
-        elif place is not None:
-            place.unlink()
-
-    @rule(side=sides, number=st.integers(0, 100), path=paths)
-    def rename(self, side: str, number: int, path: str) -> None:
-        place = self._there(side, number)
-        root = self.source if side == "source" else self.dest
-        if place is None or f"{root / path}/".startswith(f"{place}/"):
-            return
-        aside = self.root / "aside"
-        place.rename(aside)
-        there = self._place(side, path)
-        assert there is not None
-        aside.rename(there)
-
-    @rule(side=sides, number=st.integers(0, 100), when=times)
-    def touch(self, side: str, number: int, when: int) -> None:
-        place = self._there(side, number)
-        if place is not None:
-            os.utime(place, ns=(when, when), follow_symlinks=False)
-
-    @rule(
-        side=sides, number=st.integers(0, 100), mode=st.sampled_from([0o600, 0o755, 0o444, 0o777])
-    )
-    def chmod(self, side: str, number: int, mode: int) -> None:
-        place = self._there(side, number)
-        if place is not None and not place.is_symlink():
-            place.chmod(mode | (0o700 if place.is_dir() else 0))
-
-    # -- syncs ---------------------------------------------------------------------------------------
-
-    @rule(
-        delete=st.booleans(),
-        checksum=st.booleans(),
-        durable=st.booleans(),
-        chunk=st.sampled_from([64 << 10, 1 << 20]),
-    )
-    def sync(self, *, delete: bool, checksum: bool, durable: bool, chunk: int) -> None:
-        before, source = picture(self.dest), picture(self.source)
-        summary = fastsync.sync(
-            self.source, self.dest, delete=delete, checksum=checksum, durable=durable,
-            chunk_size=chunk, max_delete=EVERYTHING, allow_empty_source=True,
-        )  # fmt: skip
-        self._judge(before, source, delete=delete, code=summary.exit_code)
-
-    @rule(delete=st.booleans(), after_ms=st.integers(60, 260))
-    def sync_and_kill(self, *, delete: bool, after_ms: int) -> None:
-        before, source = picture(self.dest), picture(self.source)
-        options = ["--delete", "--max-delete", "100%", "--allow-empty-source"] if delete else []
-        process = subprocess.Popen(
-            [sys.executable, "-m", "fastsync", "sync", *options, self.source, self.dest],
-            start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        time.sleep(after_ms / 1000)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        code = process.wait()
-        for place in self.dest.rglob(".fs-*.part"):
-            place.unlink()  # that they go by themselves has tests of its own
-        self._judge(before, source, delete=delete, code=code)
-
-    def _judge(self, before: Picture, source: Picture, *, delete: bool, code: int) -> None:
-        now = picture(self.dest)
-        assert picture(self.source) == source, "the source is read, and nothing else"
-        for path, shot in now.items():
-            ours, theirs = before.get(path), source.get(path)
-            assert shot[:2] in [known[:2] for known in (ours, theirs) if known], path
-        if not delete:
-            gone = before.keys() - now.keys()
-            assert not gone, gone
-        if code == 0:
-            for path, shot in source.items():
-                assert now[path][:2] == shot[:2], path
-                assert now[path][2:] == shot[2:], path
-            if delete:
-                assert now.keys() == source.keys()
-
-    @invariant()
-    def nothing_is_outside(self) -> None:
-        if hasattr(self, "root"):
-            assert (self.root / "outside").read_bytes() == b"outside"
-            assert sorted(os.listdir(self.root)) == ["dest", "outside", "source"]
-            assert not list(self.dest.rglob(".fs-*"))
-
-    @rule()
-    def converge(self) -> None:
-        fastsync.sync(
-            self.source, self.dest, delete=True, checksum=True, max_delete=EVERYTHING,
-            allow_empty_source=True,
-        )  # fmt: skip
-        assert picture(self.dest) == picture(self.source)
-
-
-# -- stores whose calls meet trouble -------------------------------------------------------------------
-
+# Of a store, an upload, a download; `abort` and `aclose` never raise for a clean-up.
 METHODS = (
-    "scan", "stat", "read", "upload", "write", "commit", "abort", "delete", "copy_from", "connect",
-    "make_directories", "set_attributes", "digest", "read_whole", "write_whole", "complete",
-    "open_download", "verify",
+    "connect", "scan", "stat", "read", "upload", "delete", "copy_from", "move_from", "make_directories",
+    "make_links", "set_attributes", "digest", "proof", "read_whole", "write_whole", "complete",
+    "open_download", "read_into_file", "open_file", "file_ids", "find_leftovers", "folds_names",
+    "write", "commit", "write_from_file", "read_back", "leave", "verify",
 )  # fmt: skip
-TROUBLES: tuple[type[FastsyncError], ...] = (
-    Transient, Throttled, IntegrityError, ListingError, Vanished, Changed, PermissionRefused,
+ERRORS: tuple[type[FastsyncError], ...] = (
+    Transient, Throttled, Stalled, IntegrityError, ListingError, Vanished, Changed, PermissionRefused,
     DestinationFull, AccessRefused,
 )  # fmt: skip
-NO_ABORT = ("abort",)  # which never raises for a clean-up
+RETRIES = 2
+
+
+class Kind(NamedTuple):
+    """A kind of trouble: what befalls a call. Cancelled is the whole run, wherever it is."""
+
+    name: str
+    error: type[FastsyncError] = Transient
+    after: int = 0
+
+    def trouble(self, cancel: Callable[[], None]) -> Trouble:
+        if self.name == "delay":
+            return 0.0001
+        if self.name == "cancel":
+            return cancel
+        error = self.error("scripted")
+        if self.name == "after":
+            return After(error)
+        return Short(self.after, error) if self.name == "short" else error
+
+
+errors = st.sampled_from(ERRORS)
+kinds = st.one_of(
+    st.builds(Kind, st.just("error"), errors),
+    st.builds(Kind, st.just("after"), errors),
+    st.builds(Kind, st.just("short"), errors, st.integers(0, 9000)),
+    st.just(Kind("delay")),
+    st.just(Kind("cancel")),
+)
 scripts = st.lists(
     st.tuples(
-        st.sampled_from(["source", "dest"]),
-        st.sampled_from([method for method in METHODS if method not in NO_ABORT]),
-        st.sampled_from(TROUBLES),
-        st.integers(1, 4),
+        st.sampled_from(["source", "dest"]), st.sampled_from(METHODS), kinds, st.integers(1, 4)
     ),
     max_size=6,
 )
 files = st.dictionaries(
     st.sampled_from(["a", "b", "c/d", "c/e", "f/g/h"]), st.binary(max_size=9000), max_size=5
 )
-backends = st.sampled_from([MemoryBackend, BareMemoryBackend, ObjectMemoryBackend])
-Script: TypeAlias = list[tuple[str, str, type[FastsyncError], int]]
+Script: TypeAlias = list[tuple[str, str, Kind, int]]
+
+
+class Faulty(FaultyBackend):
+    """What the registry finds: a new one of a kind, over scripts that the test has at hand."""
+
+    made: ClassVar[Callable[[], Backend]]
+    scripted: ClassVar[Faults]
+
+    def __init__(self) -> None:
+        super().__init__(type(self).made(), type(self).scripted)
+
+
+class FaultySource(Faulty):
+    """The scheme ``source``."""
+
+
+class FaultyDest(Faulty):
+    """The scheme ``dest``."""
+
+
+class FaultyDisk(Faulty):
+    """The scheme ``file``, of both ends if need be."""
+
+
+class End:
+    """One side of a run: a fresh place of some backend, with files, and trouble before it."""
+
+    numbers = itertools.count()
+
+    def __init__(self, side: str, made: type, content: dict[str, bytes], top: Path) -> None:
+        self.root = top / side
+        self.is_disk = made is LocalBackend
+        self.faulty: type[Faulty] = FaultySource if side == "source" else FaultyDest
+        if self.is_disk:
+            self.faulty = FaultyDisk
+            self.scheme, self.url = "file", str(self.root)
+            self.root.mkdir()
+            for path, data in content.items():
+                (self.root / path).parent.mkdir(parents=True, exist_ok=True)
+                (self.root / path).write_bytes(data)
+        else:
+            self.scheme, name = side, f"trouble{next(self.numbers)}"
+            self.url = f"{side}://{name}/"
+            self.box = made.box(name)  # type: ignore[attr-defined]
+            for path, data in content.items():
+                self.box.put(path, data)
+        self.faulty.made = made
+        self.faults = self.faulty.scripted = Faults()
+
+    def files(self) -> dict[str, bytes]:
+        if not self.is_disk:
+            found: dict[str, bytes] = self.box.files()
+            return found
+        return {
+            str(path.relative_to(self.root)): path.read_bytes()
+            for path in self.root.rglob("*")
+            if path.is_file() and not path.name.startswith(".fs-")
+        }
+
+    def debris(self) -> int:
+        if self.is_disk:
+            return len(list(self.root.rglob(".fs-*")))
+        now: int = self.box.uploads.now
+        return now
+
+
+BACKENDS: tuple[type, ...] = (
+    MemoryBackend, BareMemoryBackend, ObjectMemoryBackend, LocalBackend,
+)  # fmt: skip
+backends = st.sampled_from(BACKENDS)
 
 
 async def sync_in_trouble(
-    source: type[MemoryBackend],
-    dest: type[MemoryBackend],
+    source: type,
+    dest: type,
     ours: dict[str, bytes],
     theirs: dict[str, bytes],
     script: Script,
 ) -> None:
-    """Sync two stores with deletion while their calls meet a script of trouble; then once more without."""
-    boxes = {}
-    for side, backend, content in (("source", source, ours), ("dest", dest, theirs)):
-        backend._boxes.pop(side, None)
-        box = boxes[side] = backend.box(side)
-        for name, data in content.items():
-            box.put(name, data)
-    for side, method, error, times_ in script:
-        boxes[side].faults.then(method, *[error("scripted") for _ in range(times_)])
-    there = Registry(
-        [
-            Claim(side, f"fastsync.testing:{backend.__name__}")
-            for side, backend in (("source", source), ("dest", dest))
-        ]
-    )
-    settings = Settings(
-        delete=True, ignore_times=True, max_delete=MaxDelete(percent=100), allow_empty_source=True,
-        chunk_size=1024, retry_count=2, small_file_threshold=2000,
-    )  # fmt: skip
-    with (
-        mock.patch.object(Registry, "from_entry_points", return_value=there),
-        mock.patch.object(patience, "FIRST_BACKOFF_S", 1e-5),
-    ):
-        for is_again in (False, True):
-            before = boxes["dest"].files()
-            try:
-                code = (
-                    await run_sync("source://source/", "dest://dest/", Request(settings))
-                ).exit_code
-            except FastsyncError as error:
-                code = error.exit_code
-            now = boxes["dest"].files()
-            assert boxes["source"].files() == ours
-            for name, data in now.items():
-                assert data in (before.get(name), ours.get(name)), name
-            assert not {name for name in before if name not in now} & ours.keys()
-            if code == 0:
-                assert now == ours
-            assert code == 0 or not is_again
-            for box in boxes.values():
-                assert box.uploads.now == 0
-                box.faults.forget()
+    """Sync two places with deletion while their calls meet a script of trouble; then once more without."""
+    with tempfile.TemporaryDirectory(prefix="fastsync-trouble-") as top:
+        ends = {
+            "dest": End("dest", dest, theirs, Path(top)),
+            "source": End("source", source, ours, Path(top)),
+        }
+        running: list[asyncio.Task[Summary]] = []
+
+        def cancel() -> None:
+            running[-1].cancel()
+
+        for side, method, kind, times in script:
+            ends[side].faults.then(method, *[kind.trouble(cancel) for _ in range(times)])
+        claims = {
+            end.scheme: Claim(end.scheme, f"model:{end.faulty.__name__}") for end in ends.values()
+        }
+        settings = Settings(
+            delete=True, ignore_times=True, max_delete=MaxDelete(percent=100), allow_empty_source=True,
+            chunk_size=1024, retry_count=RETRIES, small_file_threshold=2000,
+        )  # fmt: skip
+        with (
+            mock.patch.object(
+                Registry, "from_entry_points", return_value=Registry(claims.values())
+            ),
+            mock.patch.object(patience, "FIRST_BACKOFF_S", 1e-5),
+        ):
+            for is_again in (False, True):
+                await _sync_once(ends, settings, running, is_again=is_again)
+
+
+async def _sync_once(
+    ends: dict[str, End],
+    settings: Settings,
+    running: list[asyncio.Task[Summary]],
+    *,
+    is_again: bool,
+) -> None:
+    source, dest = ends["source"], ends["dest"]
+    ours, before = source.files(), dest.files()
+    try:
+        running.append(asyncio.create_task(run_sync(source.url, dest.url, Request(settings))))
+        code = (await running[-1]).exit_code
+    except FastsyncError as error:
+        code = error.exit_code
+    except asyncio.CancelledError:
+        code = -1
+    now = dest.files()
+    assert source.files() == ours
+    for name, data in now.items():
+        assert data in (before.get(name), ours.get(name)), name
+    lost = {name for name in before if name not in now}
+    assert not lost & ours.keys()
+    # Rule D: nothing is deleted unless every copy is done, or its source said to be gone or changing.
+    assert not lost or code == Changed.exit_code or {**now, **ours} == now, lost
+    if code == 0:
+        assert now == ours
+    assert code == 0 or not is_again
+    for end in ends.values():
+        assert end.debris() == 0
+        # An item of so few parts takes so many calls, at most so often.
+        parts = sum(2 + len(data) // 1024 for data in (*ours.values(), *before.values()))
+        assert end.faults.calls.total() <= 60 + 12 * parts * (RETRIES + 2), end.faults.calls
+        end.faults.calls.clear()
+        end.faults.forget()
