@@ -205,6 +205,12 @@ def from_os_error(error: OSError, where: str | None = None) -> FastsyncError:
     return kind(text, where=where, hint=_HINTS.get(number))
 
 
+def caused(ours: FastsyncError, error: BaseException) -> BaseException | None:
+    """For ``raise ours from ...``: `error`, unless that is `ours` itself, for whoever follows causes to their
+    end."""
+    return ours.__cause__ if ours is error else error
+
+
 def worst_exit(codes: Iterable[int]) -> int:
     """The one exit code for a run in which all of `codes` apply; 0 when there are none."""
     met = set(codes) - {EXIT_OK}

@@ -17,7 +17,14 @@ from fastsync.backend import (
     closing,
     offers,
 )
-from fastsync.errors import Conflict, FastsyncError, ListingError, NotFound, UsageError
+from fastsync.errors import (
+    Conflict,
+    FastsyncError,
+    ListingError,
+    NotFound,
+    UsageError,
+    caused,
+)
 from fastsync.location import Location
 from fastsync.session import Place, Request, Session, located, missing, untrusted, whole
 from fastsync.wildcards import Wildcard, find, something
@@ -43,7 +50,8 @@ async def _top(store: Source) -> Entry:
     try:
         return await _standing(store, "", follow=True)
     except FastsyncError as error:
-        raise untrusted(error, store) from error
+        found = untrusted(error, store)
+        raise found from caused(found, error)
 
 
 def _scan_options(request: Request, *, recursive: bool, owner: bool = False) -> ScanOptions:

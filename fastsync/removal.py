@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from fastsync.backend import Entry, KeepsDirectories, ScanOptions, Sink, closing, offers
-from fastsync.errors import Conflict, FastsyncError, NotFound, UsageError
+from fastsync.errors import Conflict, FastsyncError, NotFound, UsageError, caused
 from fastsync.events import Item
 from fastsync.location import Location
 from fastsync.patience import patiently
@@ -181,7 +181,8 @@ async def _target(session: Session, location: Location) -> _Target:
     except (NotFound, Conflict) as error:
         raise missing(error, where) from error
     except FastsyncError as error:
-        raise (untrusted(error, above) if request.settings.recursive else error) from error
+        found = untrusted(error, above) if request.settings.recursive else error
+        raise found from caused(found, error)
     if location.is_directory_like and entry.kind == "link":
         raise UsageError("it is a link", where=where, hint="leave out the slash to remove it")
     if entry.kind == "dir" or location.is_directory_like:

@@ -23,6 +23,7 @@ from fastsync.errors import (
     Transient,
     Unsupported,
     UsageError,
+    caused,
 )
 from fastsync.events import Observer, Silent
 from fastsync.filters import Chooser, Filter, Rule
@@ -123,7 +124,8 @@ async def whole(pages: AsyncIterator[Page], store: Source) -> AsyncIterator[Page
                         raise error
                 yield page
     except FastsyncError as error:
-        raise untrusted(error, store) from error
+        found = untrusted(error, store)
+        raise found from caused(found, error)
 
 
 def located(place: Place) -> Location:

@@ -41,6 +41,7 @@ from fastsync.errors import (
     NotFound,
     PermissionRefused,
     UsageError,
+    caused,
 )
 from fastsync.filters import Chooser, Filter
 from fastsync.location import Location
@@ -346,7 +347,8 @@ async def _check_tree(
     try:
         standing = await standing_at(session, sink)
     except FastsyncError as error:
-        raise untrusted(error, sink) from error
+        found = untrusted(error, sink)
+        raise found from caused(found, error)
     if standing is not None and standing.kind != "dir":
         raise _in_the_way(sink.location)
     return standing
@@ -645,7 +647,8 @@ class Works:
         try:
             entry = await named(session, store)
         except FastsyncError as error:
-            raise (untrusted(error, store) if settings.recursive else error) from error
+            found = untrusted(error, store) if settings.recursive else error
+            raise found from caused(found, error)
         place = into(self._target, location) if self._into else self._target
         if entry.kind != "dir":
             refuse_list(session, location)

@@ -18,6 +18,7 @@ from fastsync.names import printable
 from fastsync.redaction import redacted
 from fastsync.settings import is_secret
 from fastsync.userfile import read_preset
+from fastsync.values import Plain
 
 _MASK = "***"
 
@@ -72,7 +73,7 @@ def _as_json(found: Resolved) -> dict[str, object]:
         "profile": found.profile,
         "settings": {
             name: {
-                "value": setting.plain(getattr(found.settings, name)),
+                "value": _shown_plain(setting.plain(getattr(found.settings, name))),
                 "origin": found.origins[name],
             }
             for name, setting in SETTINGS.items()
@@ -87,7 +88,7 @@ def _as_toml(found: Resolved) -> Iterator[str]:
     yield "[global]"
     rows = []
     for name, setting in SETTINGS.items():
-        value = setting.plain(getattr(found.settings, name))
+        value = _shown_plain(setting.plain(getattr(found.settings, name)))
         line = f"# {name} is not set" if value is None else f"{name} = {_toml(value)}"
         rows.append((line, found.origins[name]))
     width = min(40, max(len(line) for line, _ in rows))
@@ -109,8 +110,14 @@ def _shown_places(found: Resolved) -> dict[str, dict[str, str]]:
 
 def _shown_value(key: str, value: str) -> str:
     """`value` without what may be a secret: all of it, the user of an address, a signed query."""
-    if is_secret(key):
-        return _MASK
+    return _MASK if is_secret(key) else _shown_address(value)
+
+
+def _shown_plain(value: Plain | None) -> Plain | None:
+    return _shown_address(value) if isinstance(value, str) and "://" in value else value
+
+
+def _shown_address(value: str) -> str:
     _, at, host = value.rpartition("@")
     address, mark, _ = (f"{_MASK}@{host}" if at else value).partition("?")
     return f"{address}?{_MASK}" if mark else address

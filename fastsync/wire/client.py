@@ -25,6 +25,7 @@ from fastsync.errors import (
     Stalled,
     Transient,
     UsageError,
+    caused,
     from_os_error,
 )
 from fastsync.wire.batch import Batch
@@ -590,7 +591,8 @@ class Wire:
                 assert isinstance(cause, OSError)
                 raise from_os_error(cause) from cause  # the place is the caller's to name
             except (FastsyncError, OSError) as error:
-                raise self.error(error) from error
+                ours = self.error(error)
+                raise ours from caused(ours, error)
 
     async def _exchange(
         self,

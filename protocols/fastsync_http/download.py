@@ -203,7 +203,8 @@ class HttpDownload:
                         took=took,
                     )
             except FastsyncError as error:
-                raise _at(error, self._where) from error
+                error.where = self._where  # the wire knows only the server
+                raise
             if reply.status in (200, 206):
                 return
             if is_again or not await self._resolve(reply, found):
@@ -238,7 +239,8 @@ class HttpDownload:
             except FastsyncError as error:
                 if isinstance(error, Changed):
                     self._store.read_in_one(self.entry.path)
-                raise _at(error, self._where) from error
+                error.where = self._where  # the wire knows only the server
+                raise
             break
         if is_all and (expected := self._expected) is not None:
             expected.check((self._hasher or expected.hasher()).hexdigest(), self._where)
@@ -354,12 +356,6 @@ def _refused(reply: Reply, where: str) -> FastsyncError:
     error = error_of(reply.status, reply.headers, where)
     if isinstance(error, NotFound):
         return Vanished("it is gone since it was listed", where=where)
-    return error
-
-
-def _at(error: FastsyncError, where: str) -> FastsyncError:
-    """The same failure, told of the file: the wire knows only the server."""
-    error.where = where
     return error
 
 

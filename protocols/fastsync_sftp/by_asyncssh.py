@@ -22,6 +22,7 @@ from fastsync.errors import (
     Unsupported,
     UsageError,
 )
+from fastsync.redaction import conceal
 from fastsync_sftp.configuration import Configured, read_configuration
 from fastsync_sftp.hashes import COMMAND
 from fastsync_sftp.host_keys import HostKeys
@@ -91,6 +92,7 @@ class Prompts:
         async with self._turn:
             if question not in self._known:
                 self._known[question] = await _ask(question)
+                conceal(self._known[question])
             answer = self._known[question]
             self.is_dead_end = self.is_dead_end or answer is None
             return answer

@@ -270,6 +270,7 @@ class OpensshDialer:
                 stdout=theirs.fileno(),
                 stderr=said.write_end,
                 start_new_session=True,
+                env=_environ(),
             )
         except BaseException as error:
             ours.close()
@@ -312,6 +313,7 @@ class OpensshDialer:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.DEVNULL,
                 start_new_session=True,
+                env=_environ(),
             )  # fmt: skip
         except OSError as error:
             raise Unsupported(f"ssh cannot be started: {error.strerror}") from error
@@ -342,6 +344,12 @@ async def _look(pid: int, reached: Callable[[float], None]) -> None:
             reached(rtt_s)
             return
         pause_s *= 1.5
+
+
+def _environ() -> dict[str, str]:
+    """That of ssh: what is ours (header lines, a bearer token) is nobody else's, least of all a server's that
+    SendEnv sends it to."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("FASTSYNC_")}
 
 
 def command(place: Place, ssh: str, connect_timeout_s: float) -> list[str]:

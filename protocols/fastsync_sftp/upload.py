@@ -10,7 +10,15 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 from fastsync.backend import READ_BUFFER, Buffer, Entry, Progress, WriteOptions, closing
-from fastsync.errors import Changed, Conflict, FastsyncError, IntegrityError, NotFound, UsageError
+from fastsync.errors import (
+    Changed,
+    Conflict,
+    FastsyncError,
+    IntegrityError,
+    NotFound,
+    UsageError,
+    caused,
+)
 from fastsync.names import safe_parts
 from fastsync_sftp import packets
 from fastsync_sftp.bulk import RemoteFile, Writing, from_file, from_memory
@@ -162,7 +170,7 @@ class SftpUpload:
         except FastsyncError as error:
             said = error
             better = await self._pool.run(lambda session: explain(session, said, self.target))
-            raise better.at(self._where) from error
+            raise better.at(self._where) from caused(better, error)
         self._cover(start, stop)
 
     async def read_back(self, start: int, stop: int) -> AsyncIterator[Buffer]:
