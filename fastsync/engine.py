@@ -35,7 +35,7 @@ from fastsync.backend import (
 from fastsync.backing import save
 from fastsync.errors import Changed, Conflict, FastsyncError, NotFound
 from fastsync.events import RENAMED, Observer
-from fastsync.items import BATCH_FILES, Items, Job, Run, not_saved
+from fastsync.items import BATCH_FILES, Items, Run, not_saved
 from fastsync.location import Location
 from fastsync.patience import patiently
 from fastsync.plan import NOT_IN_SOURCE, Action, Step, forbid_deletes
@@ -177,25 +177,26 @@ class Engine:
         """Do what is quick, in order, and hand copies to the pool, waiting while it is behind."""
         actions = await vetted(run.work, run.work.aimed(actions), partial(self._items.failed, run))
         quick: dict[Step, list[Action]] = {"mkdir": [], "link": [], "attributes": []}
+        unsettled: list[Action] = []
         copies: list[Action] = []
+        others = {**quick, "settle": unsettled}
+        is_traced = log.level <= log.TRACE
         for action in actions:
-            if log.level <= log.TRACE:
+            if is_traced:
                 size, old = action.entry.size, action.old
                 told = {"path": action.path, "reason": action.reason, "size": size}
                 log.tell(log.TRACE, "plan", step=action.step, **told, old=old and old.size)
-            quick.get(action.step, copies).append(action)
+            others.get(action.step, copies).append(action)
         for step, some in quick.items():
             if some:
                 await self._items.quick(run, step, some)
-        for action in copies:
-            if action.step == "settle":
-                run.unsettled.actions.append(action)
-                if len(run.unsettled.actions) >= SETTLE_FILES:
-                    await self._pool.submit(partial(self._settle, run, run.unsettled.take()))
-            else:
-                self._tally.planned(action.entry.size)
-                for job in self._items.copying(run, action):
-                    await self._pool.submit(job)
+        for action in unsettled:
+            run.unsettled.actions.append(action)
+            if len(run.unsettled.actions) >= SETTLE_FILES:
+                await self._pool.submit(partial(self._settle, run, run.unsettled.take()))
+        self._tally.planned(len(copies), sum(action.entry.size or 0 for action in copies))
+        for job in self._items.copying(run, copies):
+            await self._pool.submit(job)
 
     async def _flush(self, run: Run) -> None:
         """Hand over what waits for its batch to be full."""
@@ -210,7 +211,7 @@ class Engine:
         actions = await self._complete(run, actions, work.source, is_source=True)
         actions = await self._complete(run, actions, work.sink, is_source=False)
         quick: list[Action] = []
-        jobs: list[Job] = []
+        copies: list[Action] = []
         for action in actions:
             assert action.old is not None
             step, reason = work.decide(action.entry, action.old)
@@ -221,11 +222,11 @@ class Engine:
             elif step == "attributes":
                 quick.append(action)
             else:
-                self._tally.planned(action.entry.size)
-                jobs += self._items.copying(run, action)
+                copies.append(action)
         if quick:
             await self._items.quick(run, "attributes", quick)
-        await self._items.do_here(run, jobs)
+        self._tally.planned(len(copies), sum(action.entry.size or 0 for action in copies))
+        await self._items.do_here(run, list(self._items.copying(run, copies)))
 
     async def _complete(
         self, run: Run, actions: Sequence[Action], store: Source, *, is_source: bool
@@ -378,8 +379,7 @@ class Engine:
         work, sink = run.work, run.work.sink
         for page in run.names.pages():
             actions = [action._replace(step="copy") for _, action in page]
-            for _ in actions:
-                self._tally.planned(0)
+            self._tally.planned(len(actions), 0)
             if self._dry_run or self._items.fatal is not None or not offers(sink, MakesHardLinks):
                 errors: Sequence[FastsyncError | None] = [self._items.fatal] * len(page)
             else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, TypeAlias
@@ -168,36 +168,40 @@ class Items:
         self.small = min(budgets.small, self.lanes.chunk_size)
         self._unlucky = 0  # files in a row that failed for passing reasons
 
-    def copying(self, run: Run, action: Action) -> Iterator[Job]:
-        """What is to be done now that `action` is to be copied: it, its batch, or nothing yet."""
-        size = action.entry.size
-        is_whole = size is not None and size <= run.whole
-        is_within = run.within and (run.unpaced or (size or 0) <= self._step)
-        if action.step == "verify" and run.compares_whole and (size or 0) <= run.small:
-            batch = run.verifies
-            batch.actions.append(action)
-            batch.size += size or 0
-            files, most = self._whole_batch
-            if len(batch.actions) >= files or 2 * batch.size >= most:
-                yield partial(self._verify_small, run, batch.take())
-        elif action.step == "verify" or not (is_within or is_whole):
-            yield partial(self.copy_one, run, action)
-        elif self._dry_run:
-            self.done(run, action)
-        elif is_within and (size or 0) >= ALONE_FROM:
-            yield partial(self._copy_batch, run, [action])
-        else:
-            files, most = (BATCH_FILES, BATCH_BYTES) if run.within else self._whole_batch
-            if not run.unpaced:
-                most = min(most, self._step)
-            batch = run.copies
-            exact = not (run.within and run.unpaced)
-            if batch.actions and exact and batch.size + (size or 0) > most:
-                yield partial(self._copy_batch, run, batch.take())
-            batch.actions.append(action)
-            batch.size += size or 0
-            if len(batch.actions) >= files or batch.size >= most:
-                yield partial(self._copy_batch, run, batch.take())
+    def copying(self, run: Run, actions: Iterable[Action]) -> Iterator[Job]:
+        """What is to be done now that `actions` are to be copied: single ones, and batches that are full."""
+        files, most = (BATCH_FILES, BATCH_BYTES) if run.within else self._whole_batch
+        if not run.unpaced:
+            most = min(most, self._step)
+        exact = not (run.within and run.unpaced)
+        batch = run.copies
+        for action in actions:
+            size = action.entry.size or 0
+            is_whole = size <= run.whole and action.entry.size is not None
+            is_within = run.within and (run.unpaced or size <= self._step)
+            if action.step == "verify" and run.compares_whole and size <= run.small:
+                yield from self._comparing(run, action, size)
+            elif action.step == "verify" or not (is_within or is_whole):
+                yield partial(self.copy_one, run, action)
+            elif self._dry_run:
+                self.done(run, action)
+            elif is_within and size >= ALONE_FROM:
+                yield partial(self._copy_batch, run, [action])
+            else:
+                if exact and batch.actions and batch.size + size > most:
+                    yield partial(self._copy_batch, run, batch.take())
+                batch.actions.append(action)
+                batch.size += size
+                if len(batch.actions) >= files or batch.size >= most:
+                    yield partial(self._copy_batch, run, batch.take())
+
+    def _comparing(self, run: Run, action: Action, size: int) -> Iterator[Job]:
+        batch = run.verifies
+        batch.actions.append(action)
+        batch.size += size
+        files, most = self._whole_batch
+        if len(batch.actions) >= files or 2 * batch.size >= most:
+            yield partial(self._verify_small, run, batch.take())
 
     @property
     def _whole_batch(self) -> tuple[int, int]:
@@ -479,7 +483,7 @@ class Items:
             if answer is True:
                 same.append(action)
             elif answer is False:
-                jobs += self.copying(run, action._replace(step="copy"))
+                jobs += self.copying(run, [action._replace(step="copy")])
             else:  # an error: patience, or a fresh look, is for one file at a time
                 jobs.append(partial(self.copy_one, run, action))
         await self._same(run, same)

@@ -60,7 +60,7 @@ async def run_pipe(place: Place, request: Request, fd: int = 0) -> Summary:
             log=session.uploads,
             pace=pace,
         )
-        tally.planned(None)
+        tally.planned(1, 0)
         tally.totals.current[target.name] = 0
 
         async def tick() -> None:

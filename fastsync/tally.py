@@ -52,9 +52,10 @@ class Tally:
         """Bytes of a planned file are there from an earlier run: they need not move."""
         self.totals.planned_bytes -= nbytes
 
-    def planned(self, size: int | None) -> None:
-        self.totals.planned_files += 1
-        self.totals.planned_bytes += size or 0
+    def planned(self, files: int, size: int) -> None:
+        """So many files, with so many bytes as far as that is known, are to be copied."""
+        self.totals.planned_files += files
+        self.totals.planned_bytes += size
 
     def copied(self, files: int, size: int, verified: int) -> None:
         """A batch is copied, and nobody wants to hear of its items."""

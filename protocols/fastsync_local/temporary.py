@@ -40,14 +40,14 @@ GLANCE: Final = 10_000
 
 
 class _Own:
-    """The bits that all names of this process begin with, made when the first is asked for."""
+    """What all names of this process begin with, made when the first is asked for."""
 
-    bits: int | None = None
+    beginning = ""
     counter = itertools.count()
 
 
 # A process that was forked is another one.
-os.register_at_fork(after_in_child=lambda: setattr(_Own, "bits", None))
+os.register_at_fork(after_in_child=lambda: setattr(_Own, "beginning", ""))
 
 
 class Names:
@@ -61,14 +61,15 @@ class Names:
         self.folds: bool | None = None
 
     def new(self) -> str:
-        if _Own.bits is None:
+        beginning = _Own.beginning
+        if not beginning:
             pid = os.getpid()
             start = (started(pid) or 0) & ((1 << _START_BITS) - 1)
-            _Own.bits = (_machine() << _PID_BITS | pid & ((1 << _PID_BITS) - 1)) << _START_BITS
-            _Own.bits |= start
+            bits = (_machine() << _PID_BITS | pid & ((1 << _PID_BITS) - 1)) << _START_BITS | start
+            beginning = _Own.beginning = f".fs-{bits:013x}"
             _Own.counter = itertools.count(int.from_bytes(os.urandom(2), "big"))
-        count = next(_Own.counter) & ((1 << _COUNT_BITS) - 1)
-        return f".fs-{_Own.bits << _COUNT_BITS | count:016x}.part"
+        # One is made per small file: the rest of a name is three digits, and no large number.
+        return f"{beginning}{next(_Own.counter) & ((1 << _COUNT_BITS) - 1):03x}.part"
 
 
 def _machine() -> int:
