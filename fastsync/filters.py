@@ -12,7 +12,6 @@ all directories in which the same rules are left.
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -78,6 +77,8 @@ class Rule:
     def __str__(self) -> str:
         if self.origin:
             return f"'{'+' if self.include else '-'} {self.pattern}' ({self.origin})"
+        import shlex
+
         return f"--{'include' if self.include else 'exclude'} {shlex.quote(self.pattern)}"
 
 

@@ -702,8 +702,7 @@ class _Planner:
         self.page.finish.append(Action("attributes", entry.path, entry, old, reason))
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class DeleteGate:
+class DeleteGate(NamedTuple):
     """What the user allows: at most `files` or `percent` of the destination's files, None for no limit.
 
     By default only a run that deletes many *and* most is stopped, so small trees are never in the way.

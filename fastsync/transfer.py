@@ -75,8 +75,7 @@ def _never(_attempt: int) -> bool:
     return False
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Lanes:
+class Lanes(NamedTuple):
     """What one run shares among its transfers: streams in flight, bytes in memory, a part's size, how
     often a part may be tried again, where uploads are written down, who hears of bytes that are there from
     an earlier process, and how fast bytes may move."""

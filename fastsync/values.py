@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from fastsync.errors import UsageError
@@ -60,8 +59,7 @@ def parse_duration(text: str) -> float:
     return float(match[1]) * _SECONDS[(match[2] or "s").lower()]
 
 
-@dataclass(frozen=True, slots=True)
-class MaxDelete:
+class MaxDelete(NamedTuple):
     """The most that one run may delete: a number of files, or per cent of those in scope."""
 
     files: int | None = None
@@ -90,8 +88,7 @@ _DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _CLOCK: Final = r"(?:([A-Za-z]{3})[A-Za-z]*-)?([01]?[0-9]|2[0-3]):([0-5][0-9])"
 
 
-@dataclass(frozen=True, slots=True)
-class Timetable:
+class Timetable(NamedTuple):
     """How fast bytes may move, by the minute of the week (Monday 0:00 is 0) from which on it holds; `text`
     is how it was written."""
 

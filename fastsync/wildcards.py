@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fastsync.backend import Entry, Fault, Page, ScanOptions, Source, closing
 from fastsync.errors import ListingError, NameRefused, Unsupported
@@ -22,8 +22,7 @@ _WILD = re.compile(r"\\.|[*?\[]", re.DOTALL)
 _OPEN_END = r"(?s)(?:\\.|[^\\])*?\*\*"
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Wildcard:
+class Wildcard(NamedTuple):
     """A place with wildcards: the directory `base` without any, and the `pattern` of paths below it, which
     all begin with `prefix`."""
 

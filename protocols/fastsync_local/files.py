@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
-import re
 import stat
 import time
 from collections.abc import AsyncIterator, Callable
@@ -17,7 +15,7 @@ from fastsync.errors import Changed, FastsyncError, IntegrityError, UsageError, 
 from fastsync_local.copying import Rules, Target, drop_cache, same_state, write_all
 from fastsync_local.crew import Crew
 from fastsync_local.telling import tell_files
-from fastsync_local.temporary import KEPT_MODE
+from fastsync_local.temporary import KEPT_MODE, TEMPORARY
 
 
 def write_error(
@@ -83,9 +81,11 @@ class Left(NamedTuple):
     @classmethod
     def read(cls, ticket: str) -> Left:
         """What a ticket says. Raises UsageError for one that is not ours."""
+        import json  # as below: only uploads that may be gone on with need it
+
         try:
             left = cls(*json.loads(ticket))
-            if _TEMPORARY.fullmatch(left.name) is None:
+            if TEMPORARY.fullmatch(left.name) is None:
                 raise ValueError(left.name)
         except (ValueError, TypeError) as error:
             raise UsageError("not the ticket of a file on a disk") from error
@@ -104,7 +104,6 @@ class Left(NamedTuple):
 # What file systems keep holes by.
 _BLOCK: Final = 4096
 _ZEROS: Final = bytes(_BLOCK)
-_TEMPORARY: Final = re.compile(r"\.fs-[0-9a-f]{16}\.part")
 
 
 class LocalUpload:
@@ -140,7 +139,11 @@ class LocalUpload:
     @property
     def ticket(self) -> str | None:
         """See `LeavesTraces.ticket`."""
-        return None if self._left is None else json.dumps(self._left)
+        if self._left is None:
+            return None
+        import json
+
+        return json.dumps(self._left)
 
     def fileno(self) -> int:
         return self._target.fd
