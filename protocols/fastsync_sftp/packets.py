@@ -85,6 +85,8 @@ _KINDS: Final[dict[int, type[FastsyncError]]] = {
     18: Conflict,  # directory not empty
     19: Conflict,  # not a directory
 }
+# How strerror(3) names what version 3 has no code for: servers other than OpenSSH's tell it beside FAILURE.
+_FULL: Final = ("no space left on device", "disk quota exceeded", "read-only file system")
 _SAID: Final = {
     NO_SUCH_FILE: "no such file or directory",
     PERMISSION_DENIED: "permission denied",
@@ -307,6 +309,8 @@ def error_of(reply: Reply) -> FastsyncError:
         # "Failure" is the name of the code: what OpenSSH says for all it has no other code for.
         if said and code != BAD_MESSAGE and said.lower() != "failure":
             text = said[:200].lower() if said.isascii() else said[:200]
+    if code == FAILURE and any(words in text for words in _FULL):
+        return DestinationFull(text)
     return _KINDS.get(code, FastsyncError)(text or f"the server said {code}")
 
 
