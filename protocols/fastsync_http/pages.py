@@ -33,6 +33,9 @@ _ANCHOR: Final = re.compile(
 _TAG: Final = re.compile(r"<[^<>]{0,1024}>")
 _HEADING: Final = re.compile(r"<(?:title|h1)\b[^>]{0,256}>([^<]{0,8192})<", re.IGNORECASE)
 _INDEX: Final = re.compile(r"\b(?:index|listing|contents) (?:of|for)\b", re.IGNORECASE)
+# Every server that begins a document ends it, too; what a proxy cut short has lost the names at its end.
+_BEGIN: Final = re.compile(r"<html\b", re.IGNORECASE)
+_END: Final = re.compile(r"</html\b", re.IGNORECASE)
 _UP: Final = re.compile(r"\.\.|parent", re.IGNORECASE)
 # nginx and Apache, in rows that hold nothing else: the size is in bytes if there is no letter behind it.
 # Their times are to the minute, and in whatever zone the server likes.
@@ -123,6 +126,8 @@ def _parse_html(text: str, base: Target) -> Index:
             where=str(base),
             hint="name a file instead",
         )
+    if _BEGIN.search(text, 0, _HEAD) and not _END.search(text):
+        raise ListingError("the page ends in the middle", where=str(base), hint="try again")
     kept = [number for number, name in enumerate(names) if name]
     ends = [*(anchors[number].start() for number in kept), len(text)][1:]
     rows: dict[str, Row] = {}

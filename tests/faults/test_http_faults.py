@@ -629,6 +629,14 @@ async def test_a_directory_in_itself() -> None:
         (Answer(403), ListingError),
         (Answer(200, {"Content-Type": "text/html"}, b"<h1>Please log in</h1>"), ListingError),
         (Answer(200, {"Content-Type": "text/html"}, b""), ListingError),
+        (
+            Answer(
+                200,
+                {"Content-Type": "text/html"},
+                b"<html><h1>Index of /d/</h1><pre><a href='name'>name</a>",
+            ),
+            ListingError,
+        ),
         (Answer(200, {"Content-Type": "application/json"}, b'{"a": 1}'), ListingError),
         (Answer(200, {"Content-Type": "application/json"}, b"[" * 100_000), ListingError),
         (Answer(200, {"Content-Type": "application/pdf"}, b"%PDF"), ListingError),
