@@ -4,7 +4,8 @@
 
 Names of faults are those of FUSE's operations. `errno` is what the call fails with, `ending` the end of the
 names that it is about (the new one, of a rename), `after` the offset from which on reads and writes fail,
-`times` how often; `short` cuts writes to so many bytes, `delay_s` makes the call wait first. With
+`times` how often; `short` cuts writes to so many bytes, `delay_s` makes the call wait first, and `runs` is a
+command that runs first. With
 ``"folds": true`` case and Unicode forms of names make no difference, as on the disks of other systems.
 """
 
@@ -36,6 +37,7 @@ class Fault:
         self.times: int = told.get("times", 1 << 30)
         self.short: int = told.get("short", 0)
         self.delay_s: float = told.get("delay_s", 0.0)
+        self.runs: list[str] = told.get("runs", [])
 
     def meet(self, path: str, end: int) -> None:
         """Raises OSError if it is about this call."""
@@ -43,6 +45,8 @@ class Fault:
             return
         self.times -= 1
         time.sleep(self.delay_s)
+        if self.runs:
+            subprocess.run(self.runs, check=True)
         if self.errno:
             raise OSError(self.errno, os.strerror(self.errno))
 
@@ -169,7 +173,9 @@ def serve(root: str, mount: str, told: dict[str, Any]) -> None:
             return {f"f_{key}": getattr(status, f"f_{key}") for key in keys}
 
     # With the inodes of the files, not of the paths: two names of one file are that.
-    options = {"direct_io": True, "use_ino": True, "allow_other": True}
+    options: dict[str, Any] = {"direct_io": True, "use_ino": True, "allow_other": True}
+    if any(fault.runs for fault in faults.values()):
+        options["attr_timeout"] = 0  # what changes behind the kernel's back is to be seen at once
     mfusepy.FUSE(Disk(), mount, foreground=True, **options)
 
 

@@ -17,6 +17,8 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 _BLOCK = 256 << 10
 # What a reader may buffer: a whole head, and as much of a body as is worth a wakeup.
 STREAM_LIMIT = 256 << 10
+# By then all that was written has left, and nothing of it is lost when the connection is cut.
+_FLUSHED_S = 0.3
 
 
 class Malformed(Exception):
@@ -59,7 +61,8 @@ class Response:
     """What to answer, and how it is to fail; offsets are bytes of the body.
 
     `cut_at` ends the connection there, by a reset if `reset`; `stall_at` sends nothing for `stall_s` from
-    there on; `chunked` sends the body without saying its length; `drop` sends nothing at all, for
+    there on; `chunked` sends the body without saying its length; `framed` false does so, too, and the end of
+    the connection is its own, which TLS does not announce after a cut; `drop` sends nothing at all, for
     `stall_s`, and closes.
     """
 
@@ -72,6 +75,7 @@ class Response:
     chunked: bool = False
     reset: bool = False
     drop: bool = False
+    framed: bool = True
 
     def having(self, **headers: str | None) -> Response:
         """The same with other headers, "_" for "-"; None takes one away."""
@@ -160,7 +164,7 @@ async def send(request: Request, response: Response, writer: asyncio.StreamWrite
     if response.chunked:
         headers["transfer-encoding"] = "chunked"
         headers.pop("content-length", None)
-    elif response.status not in (204, 304):
+    elif response.framed and response.status not in (204, 304):
         headers.setdefault("content-length", str(len(body)))
     try:
         reason = HTTPStatus(response.status).phrase
@@ -181,6 +185,9 @@ async def send(request: Request, response: Response, writer: asyncio.StreamWrite
         await writer.drain()
         if response.reset:
             _reset(writer)
+        elif not response.framed:
+            await asyncio.sleep(_FLUSHED_S)
+            writer.transport.abort()
         return False
     if response.chunked and not bodiless:
         writer.write(b"0\r\n\r\n")
@@ -188,7 +195,9 @@ async def send(request: Request, response: Response, writer: asyncio.StreamWrite
     asked = request.headers.get("connection", "").lower()
     # A length that is a lie leaves the two ends at different places in the stream.
     lied = not bodiless and not response.chunked and headers.get("content-length") != str(len(body))
-    return asked != "close" and headers.get("connection") != "close" and not lied
+    return (
+        response.framed and asked != "close" and headers.get("connection") != "close" and not lied
+    )
 
 
 async def _send_body(body: bytes, writer: asyncio.StreamWriter, chunked: bool) -> None:
