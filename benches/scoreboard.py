@@ -118,6 +118,28 @@ def tables(chosen: Sequence[Part], outcomes: Sequence[Outcome]) -> Iterator[str]
         yield from ("", *(f"- {tool}: {part.module.SAYS[tool]}" for tool in part.tools))
 
 
+def record(
+    rules: Rules, versions: Sequence[Tool], chosen: Sequence[Part], outcomes: Sequence[Outcome]
+) -> dict[str, object]:
+    """All that was seen, for JSON."""
+    return {
+        "date": str(datetime.date.today()),
+        "seed": rules.seed,
+        "limit_s": rules.limit_s,
+        "kills": rules.kills,
+        "tools": [asdict(tool) for tool in versions],
+        "commands": {
+            part.place: {tool: part.module.SAYS[tool] for tool in part.tools} for part in chosen
+        },
+        "faults": [
+            {"place": part.place, "name": case.name, "about": case.about, "exit_codes": case.codes}
+            for part in chosen
+            for case in part.cases
+        ],
+        "runs": [asdict(outcome) | {"survived": outcome.survived} for outcome in outcomes],
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seed", type=int, default=7)
@@ -131,9 +153,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     end_in_order()
-    logging.getLogger("asyncio").setLevel(
-        logging.ERROR
-    )  # servers and proxies that meet closed ends
+    # Servers and proxies of ours meet ends that are closed all the time.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     try:
         options.places = names(options.places, tuple(PLACES))
         tools = names(options.tools, TOOLS)
@@ -158,13 +179,12 @@ def main() -> int:
     print(f"- seed {options.seed}, {tried} faults, {datetime.date.today()}")
     print(*tables(chosen, outcomes), sep="\n")
     if options.json is not None:
-        rows = [asdict(outcome) | {"survived": outcome.survived} for outcome in outcomes]
-        seen = {"seed": options.seed, "tools": [asdict(tool) for tool in versions], "runs": rows}
-        options.json.write_text(json.dumps(seen, indent=1) + "\n")
+        options.json.write_text(
+            json.dumps(record(rules, versions, chosen, outcomes), indent=1) + "\n"
+        )
     wrong = list(amiss(chosen, outcomes))
-    print(
-        *(f"fastsync: {each}" for each in wrong), sep="\n", end="\n" * bool(wrong), file=sys.stderr
-    )
+    for each in wrong:
+        print(f"fastsync: {each}", file=sys.stderr)
     return int(bool(wrong))
 
 
