@@ -16,8 +16,8 @@ def test_a_fault_of_each_kind(tmp_path: Path) -> None:
     seen = tmp_path / "seen.json"
     done = subprocess.run(
         [
-            *(sys.executable, ROOT / "benches/scoreboard.py", *only),
-            *("--tools", "fastsync", "--jobs", "2", "--json", seen),
+            *(sys.executable, str(ROOT / "benches/scoreboard.py"), *only),
+            *("--tools", "fastsync", "--jobs", "2", "--json", str(seen)),
         ],
         check=False,
         capture_output=True,
