@@ -28,6 +28,7 @@ from fastsync.errors import (
     caused,
     from_os_error,
 )
+from fastsync.threads import in_thread
 from fastsync.wire.batch import Batch
 from fastsync.wire.body import Body, Disk, Send, write_at
 from fastsync.wire.connection import Connection
@@ -313,19 +314,7 @@ class Wire:
     ) -> T:
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self.options.connections + 2, "fastsync-wire")
-        future = asyncio.get_running_loop().run_in_executor(self._threads, work)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            if on_cancel is not None:
-                on_cancel()
-            # However often we are cancelled: what it works with must not be closed under its hands.
-            while not future.done():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait([future])
-            if not future.cancelled() and future.exception() is None and undo is not None:
-                undo(future.result())
-            raise
+        return await in_thread(self._threads, work, on_cancel, undo)
 
     def renew(self) -> None:
         """Close what is idle: the next exchanges have connections of their own."""

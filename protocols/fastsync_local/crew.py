@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from fastsync.backend import Progress
+from fastsync.threads import in_thread
 from fastsync_local.copying import Copier, Rules
 from fastsync_local.held import Root
 from fastsync_local.lanes import Lane, LaneFailed, processors
@@ -78,21 +79,10 @@ class Crew:
         on_cancel: Callable[[], object] | None = None,
         undo: Callable[[T], object] | None = None,
     ) -> T:
-        """Run blocking work. When cancelled, return only after the thread has let go of its files:
-        `on_cancel` asks it to hurry, `undo` takes what it brought all the same."""
+        """Run blocking work; see `fastsync.threads.in_thread`."""
         if self._threads is None:
             self._threads = _Threads(self._jobs + 4, "fastsync-local")
-        future = asyncio.get_running_loop().run_in_executor(self._threads, work)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            if on_cancel is not None:
-                on_cancel()
-            await asyncio.wait([future])
-            # If it failed, being asked to stop is why; that no longer matters.
-            if not future.cancelled() and future.exception() is None and undo is not None:
-                undo(future.result())
-            raise
+        return await in_thread(self._threads, work, on_cancel, undo)
 
     # -- walks ---------------------------------------------------------------------------------------
 
