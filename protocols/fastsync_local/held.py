@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 import threading
+import time
 
 from fastsync.errors import NameRefused
 from fastsync.names import safe_parts
@@ -31,6 +32,31 @@ OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOE
 MAX_HELD: Final = 4
 # Another lane may close a directory again in the moment that we have opened it for.
 _TRIES: Final = 16
+_PAUSES_S: Final = (0.5, 0.25, 0.12, 0.06, 0.03, 0.01)  # the last first
+
+
+class Patience:
+    """Waits where no descriptor is free, ours or the system's, until somebody has closed one.
+
+    A second at the most, unless that helps: then again as long. Blocks, so it is for threads.
+    """
+
+    def __init__(self) -> None:
+        self._pauses = list(_PAUSES_S)
+
+    def spend(self, work: Callable[[], T]) -> T:
+        """What `work` returns, or raises, once it no longer says EMFILE or ENFILE. Raises OSError."""
+        while True:
+            try:
+                result = work()
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._pauses:
+                    raise
+                time.sleep(self._pauses.pop())
+            else:
+                if len(self._pauses) < len(_PAUSES_S):
+                    self._pauses = list(_PAUSES_S)
+                return result
 
 
 def open_root(path: str) -> int:
@@ -219,24 +245,28 @@ class Root:
         self._fd = -1
         self._identity: tuple[int, int] | None = None
         self._lock = threading.Lock()
+        self._patience = Patience()
         self._unsynced: list[str] = []  # directories that got one of those that lead here
 
     def descriptor(self, *, create: bool = False, durable: bool = False) -> int:
         """A new descriptor of the root, for the caller to close; with `durable` what had to be made to
         get there is on the disk. Raises OSError."""
         with self._lock:
-            if self._fd < 0:
-                if create:
-                    self._unsynced = _above_missing(self.path)
-                    os.makedirs(self.path, exist_ok=True)
-                self._fd = open_root(self.path)
-                status = os.fstat(self._fd)
-                self._identity = (status.st_dev, status.st_ino)
-            while durable and self._unsynced:
-                _sync_directory(self._unsynced[-1])
-                self._unsynced.pop()
-            # Not dup(2): that would share the position of a listing under way.
-            return os.open(".", OPEN_DIRECTORY, dir_fd=self._fd)
+            return self._patience.spend(lambda: self._descriptor(create, durable))
+
+    def _descriptor(self, create: bool, durable: bool) -> int:
+        if self._fd < 0:
+            if create:
+                self._unsynced += _above_missing(self.path)  # of an earlier try, too
+                os.makedirs(self.path, exist_ok=True)
+            self._fd = open_root(self.path)
+            status = os.fstat(self._fd)
+            self._identity = (status.st_dev, status.st_ino)
+        while durable and self._unsynced:
+            _sync_directory(self._unsynced[-1])
+            self._unsynced.pop()
+        # Not dup(2): that would share the position of a listing under way.
+        return os.open(".", OPEN_DIRECTORY, dir_fd=self._fd)
 
     def identity(self) -> tuple[str, tuple[int, int]]:
         """Path and (device, inode), for a helper process to open the same one. Raises OSError."""

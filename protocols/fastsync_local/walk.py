@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 
-from fastsync_local.held import MAX_HELD, OPEN_DIRECTORY, parent_of
+from fastsync_local.held import MAX_HELD, OPEN_DIRECTORY, Patience, parent_of
 from fastsync_local.temporary import TEMPORARY, remove_abandoned
 
 TYPE_CHECKING = False
@@ -128,6 +128,7 @@ class Walk:
         self._stack: list[_Level] = []
         self._after = after
         self._reached = after
+        self._patience = Patience()
         status = os.fstat(root_fd)
         root = _Level(root_fd, "", "", (status.st_dev, status.st_ino))
         try:
@@ -225,7 +226,7 @@ class Walk:
         for index in range(held + 1, top + 1):
             above, below = stack[index - 1], stack[index]
             assert above.fd is not None
-            below.fd = os.open(below.name, OPEN_DIRECTORY, dir_fd=above.fd)
+            below.fd = self._open(below.name, OPEN_DIRECTORY, above.fd)
             status = os.fstat(below.fd)
             if (status.st_dev, status.st_ino) != below.identity:
                 below.close()
@@ -235,6 +236,9 @@ class Walk:
         assert level.fd is not None
         return level.fd
 
+    def _open(self, name: str, flags: int, above: int) -> int:
+        return self._patience.spend(lambda: os.open(name, flags, dir_fd=above))
+
     # -- one directory -------------------------------------------------------------------------------
 
     def _list(self, level: _Level) -> None:
@@ -243,7 +247,7 @@ class Walk:
         temporary = TEMPORARY.fullmatch
         follow = self._follow
         unfinished: list[str] = []
-        with os.scandir(level.fd) as found:
+        with self._patience.spend(lambda: os.scandir(level.fd)) as found:
             for item in found:
                 name = item.name
                 if name[0] == "." and temporary(name):
@@ -283,7 +287,7 @@ class Walk:
         fd = -1
         try:
             flags = OPEN_DIRECTORY & ~os.O_NOFOLLOW if self._follow else OPEN_DIRECTORY
-            fd = os.open(name, flags, dir_fd=self._descriptor(level))
+            fd = self._open(name, flags, self._descriptor(level))
             status = os.fstat(fd)
             identity = (status.st_dev, status.st_ino)
             if self._follow and any(identity == above.identity for above in self._stack):
