@@ -40,6 +40,7 @@ from fastsync.location import Location
 from fastsync.patience import patiently
 from fastsync.plan import NOT_IN_SOURCE, Action, Step, forbid_deletes
 from fastsync.resuming import UploadLog
+from fastsync.spool import Spool
 from fastsync.tally import Summary, Tally
 from fastsync.work import Budgets, Record, Work, vetted
 from fastsync.workers import WorkerPool
@@ -108,12 +109,17 @@ class Engine:
             for run in runs:
                 await self._link_names(run)
             for run in runs:
+                await self._keep_xattrs(
+                    run, run.extras
+                )  # what fails here is to keep deletes away, too
+            for run in runs:
                 await self._delete(run)
             for run in runs:
                 await self._later(run)
             await self._pool.drain()
             for run in runs:
-                await self._keep_xattrs(run)
+                if not run.keeps_everything:
+                    await self._keep_xattrs(run, run.later)
             for run in runs:
                 await self._finish(run)
         finally:
@@ -161,7 +167,7 @@ class Engine:
                 run.later.extend(page.later)
                 run.finish.extend(page.finish)
                 if work.xattrs:
-                    seen = (*page.now, *page.later, *page.skips)
+                    seen = (*page.now, *page.skips)
                     run.extras.extend([each for each in seen if each.entry.kind in ("file", "dir")])
                 if work.hard_links:
                     page.now = await self._lead(run, page.now, page.skips)
@@ -396,13 +402,18 @@ class Engine:
                 else:
                     self._items.failed(run, action, error)
 
-    async def _keep_xattrs(self, run: Run) -> None:
+    async def _keep_xattrs(self, run: Run, actions: Spool[Action]) -> None:
         """Give what was copied, or is there already, the extended attributes of its source."""
         source, sink = run.work.source, run.work.sink
-        if self._dry_run or not (offers(source, KeepsXattrs) and offers(sink, KeepsXattrs)):
+        if (
+            self._dry_run
+            or not run.work.xattrs
+            or not (offers(source, KeepsXattrs) and offers(sink, KeepsXattrs))
+        ):
             return
         target = run.work.target
-        for page in run.extras.pages():
+        for page in actions.pages():
+            page = [action for action in page if action.entry.kind in ("file", "dir")]
             for start in range(0, len(page), BATCH_FILES):
                 some = page[start : start + BATCH_FILES]
                 found = await source.read_xattrs([action.entry for action in some])
