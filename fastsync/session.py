@@ -411,6 +411,7 @@ class Session:
                 request_timeout_s=settings.request_timeout,
                 retries=settings.retry_count,
                 follow_links=follow,
+                durable=settings.durable,
                 light=self._light,
                 note=request.observer.note,
                 place=_Watched(request.place_settings(location, side), self._seen),

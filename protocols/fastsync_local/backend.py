@@ -20,7 +20,9 @@ class LocalBackend:
         if not location.path:
             raise UsageError("an empty path")
         self._crew.allow(options.jobs, options.streams)
-        return LocalStore(self._crew, location, follow=options.follow_links)
+        return LocalStore(
+            self._crew, location, follow=options.follow_links, durable=options.durable
+        )
 
     async def aclose(self) -> None:
         """End threads and helper processes, the files in hand finished or dropped."""

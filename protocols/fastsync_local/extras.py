@@ -45,7 +45,22 @@ def read_xattrs(held: HeldDirectories, path: str) -> dict[str, bytes]:
         os.close(fd)
 
 
-def write_xattrs(held: HeldDirectories, path: str, wanted: Mapping[str, bytes]) -> None:
+def sync_by_path(fd: int) -> None:
+    """fsync(2) for a descriptor opened with O_PATH. Raises OSError."""
+    try:
+        opened = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except PermissionError:
+        os.sync()  # what we may not open gets to the disk with all the rest
+        return
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def write_xattrs(
+    held: HeldDirectories, path: str, wanted: Mapping[str, bytes], *, durable: bool = False
+) -> None:
     """Give a file or directory exactly these. Raises OSError, Unsupported where there are none."""
     fd = _open(held, path)
     try:
@@ -72,6 +87,8 @@ def write_xattrs(held: HeldDirectories, path: str, wanted: Mapping[str, bytes]) 
         finally:
             if opened:
                 os.chmod(where, mode)
+        if durable:
+            sync_by_path(fd)
     finally:
         os.close(fd)
 

@@ -97,11 +97,12 @@ class LocalStore:
     limits: Final = Limits(mtime_step_ns=1, mode_mask=0o7777, rereads=True)
     algorithms: Final = ("blake2b", "sha256", "md5", "sha1")
 
-    def __init__(self, crew: Crew, location: Location, *, follow: bool) -> None:
+    def __init__(self, crew: Crew, location: Location, *, follow: bool, durable: bool) -> None:
         self._crew = crew
         self._location = location
         self.root = Root(location.path)
         self._follow = follow
+        self._durable = durable
         self._is_swept = False  # by a listing
         self._glanced: set[tuple[int, int]] = set()
         self._page_cache = PageCache()
@@ -599,7 +600,9 @@ class LocalStore:
                 else:
                     insist(fd, lambda: os.unlink(name, dir_fd=fd))
 
-        return await self._each(entries, lambda entry: entry.path, one, method="delete")
+        return await self._each(
+            entries, lambda entry: entry.path, one, method="delete", changes=True
+        )
 
     async def make_directories(
         self, entries: Sequence[Entry], options: WriteOptions
@@ -660,12 +663,16 @@ class LocalStore:
             if not job.path:
                 fd = held.get("")
                 _set_attributes(fd, job.entry, rules)
+                if options.durable:
+                    os.fsync(fd)
                 return
             directory, name = split(job.path)
             # O_PATH opens what we may not read, and O_NOFOLLOW never somebody else's file.
             fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=held.get(directory))
             try:
                 _set_attributes(fd, job.entry, rules)
+                if options.durable and job.entry.kind != "link":
+                    extras.sync_by_path(fd)
             finally:
                 os.close(fd)
 
@@ -694,7 +701,7 @@ class LocalStore:
         """See `KeepsXattrs.write_xattrs`."""
 
         def one(held: HeldDirectories, job: tuple[str, Mapping[str, bytes]]) -> None:
-            extras.write_xattrs(held, *job)
+            extras.write_xattrs(held, *job, durable=self._durable)
 
         return await self._each(jobs, lambda job: job[0], one, method="setxattr")
 
@@ -724,7 +731,7 @@ class LocalStore:
         def one(held: HeldDirectories, pair: tuple[str, str]) -> None:
             extras.hard_link(held, *pair, names.new())
 
-        return await self._each(pairs, lambda pair: pair[1], one, method="link")
+        return await self._each(pairs, lambda pair: pair[1], one, method="link", changes=True)
 
     async def _each(
         self,
@@ -735,8 +742,10 @@ class LocalStore:
         create: bool = False,
         durable: bool = False,
         method: str,
+        changes: bool = False,
     ) -> list[FastsyncError | None]:
-        """Do `one` for every item on a thread, below held directories; errors become answers."""
+        """Do `one` for every item on a thread, below held directories; errors become answers. With
+        `changes` it changes names, which in a durable store count once their directories are on the disk."""
         stop = threading.Event()
 
         def work() -> list[FastsyncError | None]:
@@ -753,6 +762,9 @@ class LocalStore:
                         answers.append(from_os_error(error, self.where(path_of(item))))
                     else:
                         answers.append(None)
+                if changes and self._durable:
+                    paths = [path_of(item) for item in items[: len(answers)]]
+                    self._sync_above(held, paths, answers)
             return answers
 
         began = time.monotonic()
@@ -761,6 +773,23 @@ class LocalStore:
             files = [(path_of(item), None) for item in items]
             tell_files(method, self.where, files, answers, began)
         return answers
+
+    def _sync_above(
+        self, held: HeldDirectories, paths: Sequence[str], answers: list[FastsyncError | None]
+    ) -> None:
+        """Bring the directories of all that was done to the disk; what they refuse was not done."""
+        changed: dict[str, list[int]] = {}
+        for index, path in enumerate(paths):
+            if answers[index] is None:
+                changed.setdefault(path.rpartition("/")[0], []).append(index)
+        for directory, indices in changed.items():
+            try:
+                os.fsync(held.get(directory))
+            except FileNotFoundError:
+                continue  # deleted itself, which is for the one above to keep
+            except OSError as error:
+                for index in indices:
+                    answers[index] = from_os_error(error, self.where(paths[index]))
 
     @contextlib.contextmanager
     def _held_target(
