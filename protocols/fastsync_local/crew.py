@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from fastsync.backend import Progress
 from fastsync.threads import in_thread
+from fastsync_local.advance import Advance, Onwards
 from fastsync_local.copying import Copier, Rules
 from fastsync_local.held import Root
 from fastsync_local.lanes import Lane, LaneFailed, processors
@@ -24,8 +25,6 @@ T = TypeVar("T")
 
 # Below this many files, starting helper processes costs more than they bring.
 LANES_FROM: Final = 256
-# Bytes that a thread moves before it tells.
-TELL_EVERY: Final = 8 << 20
 
 
 class _Threads(ThreadPoolExecutor):
@@ -132,13 +131,15 @@ class Crew:
             self._limit = min(processors(), self._jobs)
             self._free = asyncio.Semaphore(self._limit)
         self._files_seen += len(jobs)
+        onwards = Onwards(progress)
         async with self._free:
             if self._files_seen > LANES_FROM:
                 lane = self._idle_lanes.pop() if self._idle_lanes else await self.start_lane()
                 if lane is not None:
                     with contextlib.suppress(LaneFailed):
-                        return await self._copy_on_lane(lane, source, target, jobs, rules, progress)
-            return await self.copy_in_thread(source, target, jobs, rules, progress)
+                        return await self._copy_on_lane(lane, source, target, jobs, rules, onwards)
+                    onwards.again()
+            return await self.copy_in_thread(source, target, jobs, rules, onwards)
 
     async def _copy_on_lane(
         self,
@@ -151,18 +152,22 @@ class Crew:
     ) -> list[Problem | None]:
         request = ("copy", source.identity(), target.identity(), rules.as_dict(), jobs)
 
-        def exchange() -> tuple[list[Problem | None], bool]:
+        loop = asyncio.get_running_loop()
+
+        def exchange() -> tuple[list[Problem | None], bool, int]:
             lane.send(request)
-            _, results, waited = lane.receive()
-            return results, waited
+            while (reply := lane.receive())[0] == "moved":
+                loop.call_soon_threadsafe(progress, reply[1])
+            _, results, waited, untold = reply
+            return results, waited, untold
 
         try:
-            results, waited = await self.in_thread(exchange, lane.terminate)
+            results, waited, untold = await self.in_thread(exchange, lane.terminate)
         except LaneFailed:
             await self.end_lane(lane)
             raise
         self._idle_lanes.append(lane)
-        progress(sum(job[2] for job, result in zip(jobs, results, strict=True) if result is None))
+        progress(untold)
         if waited and self._limit < self._jobs and self._free is not None:
             self._limit += 1
             self._free.release()
@@ -178,14 +183,7 @@ class Crew:
     ) -> list[Problem | None]:
         stop = threading.Event()
         loop = asyncio.get_running_loop()
-        untold = 0
-
-        def moved(count: int) -> None:
-            nonlocal untold
-            untold += count
-            if untold >= TELL_EVERY:
-                loop.call_soon_threadsafe(progress, untold)
-                untold = 0
+        advance = Advance(lambda count: loop.call_soon_threadsafe(progress, count))
 
         def work() -> list[Problem | None]:
             copier = Copier(
@@ -193,7 +191,7 @@ class Crew:
                 target.descriptor(create=True),
                 rules,
                 stopped=stop.is_set,
-                moved=moved,
+                moved=advance.moved,
                 threads=min(2, idle_processors(processors()), self._streams),
             )
             try:
@@ -202,5 +200,5 @@ class Crew:
                 copier.close()
 
         results = await self.in_thread(work, stop.set)
-        progress(untold)
+        progress(advance.take())
         return results

@@ -46,6 +46,7 @@ from fastsync.errors import (
 )
 from fastsync.location import Location
 from fastsync_local import extras
+from fastsync_local.advance import TELL_EVERY
 from fastsync_local.copying import (
     Rules,
     SourceChanged,
@@ -56,7 +57,7 @@ from fastsync_local.copying import (
     split,
     umask,
 )
-from fastsync_local.crew import TELL_EVERY, Crew
+from fastsync_local.crew import Crew
 from fastsync_local.files import (
     Left,
     LocalFile,

@@ -13,6 +13,7 @@ import resource
 import signal
 import time
 
+from fastsync_local.advance import Advance
 from fastsync_local.copying import Copier, Rules
 from fastsync_local.held import open_root
 from fastsync_local.walk import Walk
@@ -64,7 +65,14 @@ def open_same_root(path: str, identity: tuple[int, int]) -> int:
     return fd
 
 
-def _copy(copiers: dict[Any, Copier], source: Any, target: Any, rules: Any, jobs: Any) -> Any:
+def _copy(
+    copiers: dict[Any, Copier],
+    advance: Advance,
+    source: Any,
+    target: Any,
+    rules: Any,
+    jobs: Any,
+) -> Any:
     key = (source, target)
     copier = copiers.get(key)
     if copier is None:
@@ -76,15 +84,17 @@ def _copy(copiers: dict[Any, Copier], source: Any, target: Any, rules: Any, jobs
             open_same_root(*target),
             Rules(**rules),
             stopped=lambda: bool(_stopped),
-            moved=lambda _count: None,
+            moved=advance.moved,
         )
+    advance.take()  # the time since the last batch is none without news
     started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF)
     results: list[Problem | None] = copier.run(jobs)
     after = resource.getrusage(resource.RUSAGE_SELF)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     # Giving up the processor of one's own accord is waiting for a disk; being put off it is not.
     waits = after.ru_nvcsw - before.ru_nvcsw
-    return results, cpu < (time.monotonic() - started) / 2 and waits >= len(jobs)
+    waited = cpu < (time.monotonic() - started) / 2 and waits >= len(jobs)
+    return results, waited, advance.take()
 
 
 def main() -> None:
@@ -95,11 +105,19 @@ def main() -> None:
     requests = os.dup(0)
     replies = os.dup(1)
     copiers: dict[Any, Copier] = {}
+
+    def tell(count: int) -> None:
+        try:
+            write_frame(replies, ("moved", count))
+        except BrokenPipeError:
+            pass  # nobody is left to be told; the batch is finished all the same
+
+    advance = Advance(tell)
     while (request := read_frame(requests)) is not None:
         verb, *arguments = request
         try:
             if verb == "copy":
-                write_frame(replies, ("done", *_copy(copiers, *arguments)))
+                write_frame(replies, ("done", *_copy(copiers, advance, *arguments)))
             else:
                 root, options, after = arguments
                 for page in Walk(open_same_root(*root), after=after, **options):

@@ -7,6 +7,8 @@ the same command brings everything to its end once the disk is well again.
 from __future__ import annotations
 
 import errno
+import itertools
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from faulty_disk import mounted
 from sshd import running_sshd
+
+import fastsync as library
+from fastsync.events import Silent, Totals
 
 if TYPE_CHECKING:
     from tests.conftest import Fastsync, Plant, Spec
@@ -104,6 +109,51 @@ def test_short_writes_and_slow_calls(fastsync: Fastsync, plant: Plant, tmp_path:
         assert fastsync("sync", "src", "mnt") == (0, "", "")
         assert fastsync("cp", "src/bad", "mnt/again", "--verify", "reread") == (0, "", "")
     assert contents(tmp_path / "disk") == {**contents(src), "again": LARGE}
+
+
+class Watcher(Silent):
+    """Keeps what a progress display would show."""
+
+    def __init__(self) -> None:
+        self.shown: list[tuple[float, int, int]] = []
+
+    def progress(self, totals: Totals) -> None:
+        self.shown.append((time.monotonic(), totals.files_copied, totals.bytes_done))
+
+
+def test_a_disk_that_takes_its_time_for_every_call(plant: Plant, tmp_path: Path) -> None:
+    """Nothing is given up for it, whatever servers are given, and what is shown moves all the time."""
+    src = plant(tmp_path / "src", {**TREE, **{str(number): "x" for number in range(6)}})
+    watcher = Watcher()
+    with mounted(tmp_path / "disk", tmp_path / "mnt", slow_s=0.02):
+        summary = library.sync(
+            src, tmp_path / "mnt", observer=watcher, stall_timeout=0.01, request_timeout=0.01
+        )
+        assert (summary.exit_code, summary.failures, summary.totals.retries) == (0, [], 0)
+    assert contents(tmp_path / "disk") == contents(src)
+    times = [when for when, *_ in watcher.shown]
+    counts = [count for _, *count in watcher.shown]
+    assert counts == sorted(counts)
+    assert len({tuple(count) for count in counts}) > 3
+    longest = max(after - before for before, after in itertools.pairwise(times))
+    assert longest < max(1.0, (times[-1] - times[0]) / 2)
+
+
+def test_a_disk_that_keeps_other_bytes(
+    fastsync: Fastsync, plant: Plant, tmp_path: Path, debris: Debris
+) -> None:
+    """With --checksum every copy is read back before it appears, however it was made."""
+    src = plant(tmp_path / "src", TREE)
+    disk = plant(tmp_path / "disk", {"bad": "old", "keep": "keep"})
+    with mounted(disk, tmp_path / "mnt", write={"flips": True}):
+        for options in ((), ("--durable",)):
+            done = fastsync("sync", "--checksum", "--delete", *options, "src", "mnt")
+            assert (done.code, done.stderr.count("is not what was read")) == (4, 4), done
+            assert contents(disk) == {"bad": b"old", "keep": b"keep"}
+            assert debris(disk) == []
+    with mounted(disk, tmp_path / "again"):
+        assert fastsync("sync", "--checksum", "--delete", "src", "again") == (0, "", "")
+    assert contents(disk) == contents(src)
 
 
 def test_a_disk_that_takes_two_names_for_one(

@@ -4,9 +4,10 @@
 
 Names of faults are those of FUSE's operations. `errno` is what the call fails with, `ending` the end of the
 names that it is about (the new one, of a rename), `after` the offset from which on reads and writes fail,
-`times` how often; `short` cuts writes to so many bytes, `delay_s` makes the call wait first, and `runs` is a
-command that runs first. With
-``"folds": true`` case and Unicode forms of names make no difference, as on the disks of other systems.
+`times` how often; `short` cuts writes to so many bytes, `flips` changes a bit of each, `delay_s` makes the
+call wait first, and `runs` is a command that runs first. With ``"folds": true`` case and Unicode forms of
+names make no difference, as on the disks of other systems; with
+``"slow_s": 0.05`` makes every call wait.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Fault:
         self.after: int = told.get("after", 0)
         self.times: int = told.get("times", 1 << 30)
         self.short: int = told.get("short", 0)
+        self.flips: bool = told.get("flips", False)
         self.delay_s: float = told.get("delay_s", 0.0)
         self.runs: list[str] = told.get("runs", [])
 
@@ -56,6 +58,7 @@ def serve(root: str, mount: str, told: dict[str, Any]) -> None:
     import mfusepy  # type: ignore[import-untyped]
 
     folds = told.pop("folds", False)
+    slow_s = told.pop("slow_s", 0.0)
     faults = {name: Fault(fault) for name, fault in told.items()}
     lock = threading.Lock()
 
@@ -118,6 +121,8 @@ def serve(root: str, mount: str, told: dict[str, Any]) -> None:
             fault = met("write", path, offset + len(data))
             if fault is not None and fault.short:
                 data = data[: fault.short]
+            if fault is not None and fault.flips:
+                data = data[:-1] + bytes([data[-1] ^ 1])
             return os.pwrite(fh, data, offset)
 
         def truncate(self, path: str, length: int, _fh: int | None = None) -> int:
@@ -176,7 +181,13 @@ def serve(root: str, mount: str, told: dict[str, Any]) -> None:
     options: dict[str, Any] = {"direct_io": True, "use_ino": True, "allow_other": True}
     if any(fault.runs for fault in faults.values()):
         options["attr_timeout"] = 0  # what changes behind the kernel's back is to be seen at once
-    mfusepy.FUSE(Disk(), mount, foreground=True, **options)
+
+    class Slow(mfusepy.FUSE):  # type: ignore[misc]
+        def _wrapper(self, *call: Any, **options: Any) -> Any:
+            time.sleep(slow_s)
+            return super()._wrapper(*call, **options)
+
+    (Slow if slow_s else mfusepy.FUSE)(Disk(), mount, foreground=True, **options)
 
 
 # What libfuse and mount(2) say where a container or a kernel does not let them.
