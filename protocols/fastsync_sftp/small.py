@@ -38,8 +38,8 @@ _MOST_TRIES: Final = 1000
 def write_file(
     session: Session, target: bytes, job: WholeJob, options: WriteOptions, debris: list[bytes]
 ) -> Script[None]:
-    """Let one file appear, whole or not at all. `debris` gets the temporary name of one that was cut off
-    from the server, for another connection to remove."""
+    """Let one file appear, whole or not at all. `debris` gets the temporary name of one that was, or may
+    have been, cut off from the server, for another connection to remove."""
     directory = target.rpartition(b"/")[0]
     temporary = directory + b"/" + temporary_name()
     opening = open_new(temporary, job.entry, options)
@@ -47,6 +47,8 @@ def write_file(
     try:
         handle = packets.must_be_handle(reply)
     except FastsyncError as error:
+        if reply[0] == LOST:
+            debris.append(temporary)
         raise (yield from explain(session, error, target)) from error
     requests = blocks(session, handle, job)
     count = len(requests)

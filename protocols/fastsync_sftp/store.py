@@ -362,6 +362,8 @@ class SftpStore:
         try:
             await run(session, lambda s: begin(s, upload, like, options), undo)
         except FastsyncError as error:
+            if error.transient:
+                await upload.abort()  # perhaps it was made, and only the answer got lost
             error.at(self.where(path))
             raise
         return upload

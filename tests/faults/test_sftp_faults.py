@@ -227,6 +227,36 @@ async def test_a_write_goes_on_over_another_connection(server: OurServer, root: 
     assert left_in(root) == {"file": content}
 
 
+@pytest.mark.parametrize("small", [False, True])
+async def test_a_file_that_was_made_when_the_connection_was_cut_goes(
+    server: OurServer, root: Path, monkeypatch: pytest.MonkeyPatch, *, small: bool
+) -> None:
+    """Nobody heard of it, and the next try has another name."""
+    made = 0
+
+    def open_and_cut(self: Fickle, path: bytes, pflags: int, attrs: asyncssh.SFTPAttrs) -> object:
+        nonlocal made
+        file = asyncssh.SFTPServer.open(self, path, pflags, attrs)
+        Fickle.opened.append(cast("IO[bytes]", file))
+        made += 1
+        if made == 1:
+            server.cut()
+        return file
+
+    async with connected(server, root) as store:
+        await store.stat("")
+        monkeypatch.setattr(Fickle, "open", open_and_cut)
+        if small:
+            job = WholeJob(Entry("f", "file", 5, MTIME, 0o644), "f", b"small")
+            (answer,) = await store.write_whole([job], WriteOptions())
+            assert isinstance(answer, Transient)
+        else:
+            with pytest.raises(Transient):
+                await begin(store, "f")
+    assert made == 1
+    assert left_in(root) == {}
+
+
 async def test_a_batch_that_is_cut_leaves_nothing_half(server: OurServer, root: Path) -> None:
     jobs = [
         WholeJob(Entry(f"f{number}", "file", 1000, MTIME, 0o644), f"f{number}", noise(1000))
