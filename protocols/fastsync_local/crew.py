@@ -14,9 +14,10 @@ from fastsync.backend import Progress
 from fastsync.threads import in_thread
 from fastsync_local.advance import Advance, Onwards
 from fastsync_local.copying import Copier, Rules
-from fastsync_local.held import Root
+from fastsync_local.held import HeldDirectories, Root
 from fastsync_local.lanes import Lane, LaneFailed, processors
 from fastsync_local.parallel import idle_processors
+from fastsync_local.temporary import sweep
 
 if TYPE_CHECKING:
     from fastsync_local.copying import Job, Problem
@@ -25,6 +26,18 @@ T = TypeVar("T")
 
 # Below this many files, starting helper processes costs more than they bring.
 LANES_FROM: Final = 256
+
+
+def _sweep(target: Root, jobs: list[Job]) -> None:
+    """Remove what a helper process that is gone has left where it was to write."""
+    with contextlib.suppress(OSError):
+        held = HeldDirectories(target.descriptor())
+        try:
+            for directory in sorted({job[1].rpartition("/")[0] for job in jobs}):
+                with contextlib.suppress(OSError):  # it is not made yet
+                    sweep(held.get(directory))
+        finally:
+            held.close()
 
 
 class _Threads(ThreadPoolExecutor):
@@ -136,9 +149,12 @@ class Crew:
             if self._files_seen > LANES_FROM:
                 lane = self._idle_lanes.pop() if self._idle_lanes else await self.start_lane()
                 if lane is not None:
-                    with contextlib.suppress(LaneFailed):
+                    try:
                         return await self._copy_on_lane(lane, source, target, jobs, rules, onwards)
-                    onwards.again()
+                    except LaneFailed:
+                        # Somebody killed it, perhaps for the memory it took.
+                        await self.in_thread(lambda: _sweep(target, jobs))
+                        onwards.again()
             return await self.copy_in_thread(source, target, jobs, rules, onwards)
 
     async def _copy_on_lane(

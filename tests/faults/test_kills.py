@@ -4,9 +4,12 @@ there, and the same command brings everything to its end."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import signal
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +18,7 @@ import pytest
 import pytest_asyncio
 from hostile_s3 import Honest, HostileS3
 from http_exchange import Request, Response
-from sshd import OurServer
+from sshd import OurServer, Sshd, running_sshd
 
 from fastsync.testing.vocabulary import noise
 
@@ -193,3 +196,75 @@ async def test_to_a_server_of_files(
     assert there() == TREE
     assert debris(to) == []
     assert (await asyncio.to_thread(fastsync, "jobs", "list")).stdout == ""
+
+
+# -- helper processes ------------------------------------------------------------------------------------
+
+
+def kill_children(process: subprocess.Popen[bytes]) -> int:
+    """Kill the helpers of a process, save for those that have just begun; how many."""
+    killed = 0
+    for task in Path(f"/proc/{process.pid}/task").iterdir():
+        for child in map(int, (task / "children").read_text().split()):
+            with contextlib.suppress(OSError):
+                os.kill(child, signal.SIGKILL)
+                killed += 1
+    return killed
+
+
+def has_files(place: Path, count: int) -> bool:
+    return sum(len(files) for _, _, files in os.walk(place)) >= count
+
+
+def test_the_helpers_of_a_local_copy(
+    fastsync: Fastsync,
+    plant: Plant,
+    picture: Callable[[Path], object],
+    debris: Callable[[Path], list[Path]],
+    started: Start,
+    eventually: Callable[[Callable[[], object]], None],
+    tmp_path: Path,
+) -> None:
+    """What they had in hand is done here, and what they left is removed by the same run."""
+    source = plant(tmp_path / "from", {f"{n // 50}/{n}": b"x" * n for n in range(2000)})
+    (tmp_path / "to").mkdir()
+    process = started("sync", "--delete", str(source), "to")
+    killed = 0
+    for count in (400, 1000):
+        eventually(partial(has_files, tmp_path / "to", count))
+        killed += kill_children(process)
+    assert process.wait(60) == 0
+    assert picture(tmp_path / "to") == picture(source)
+    assert debris(tmp_path) == []
+    assert killed
+
+
+@pytest.fixture(scope="module")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    with running_sshd(tmp_path_factory.mktemp("sshd")) as one:
+        yield one
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_the_ssh_of_a_transfer(
+    fastsync: Fastsync,
+    sshd: Sshd,
+    debris: Callable[[Path], list[Path]],
+    started: Start,
+    eventually: Callable[[Callable[[], object]], None],
+    tmp_path: Path,
+    way: str,
+) -> None:
+    """Another is started, and the file goes on."""
+    (tmp_path / "big").write_bytes(BIG)
+    (tmp_path / "to").mkdir()
+    options = [f"--{key.replace('_', '-')}={value}" for key, value in sshd.place.items()]
+    there = sshd.url(tmp_path / ("to/big" if way == "up" else "big"))
+    places = ["big", there] if way == "up" else [there, "to/big"]
+    options += ["--ssh-transport", "openssh", "-c", "5M", "--bwlimit", "12M"]
+    process = started("cp", *options, *places)
+    eventually(lambda: debris(tmp_path / "to"))
+    assert kill_children(process)
+    assert process.wait(60) == 0
+    assert (tmp_path / "to/big").read_bytes() == BIG
+    assert debris(tmp_path) == []
