@@ -21,9 +21,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "servers"))
 
@@ -37,8 +39,10 @@ from rigs import PAIRS, Rig, rigs
 from sshd import running_sshd
 
 LIMIT_S = 90.0
-PLACES = ["local", "S3", "SFTP"]
-CLEAN = [sys.executable, "-m", "fastsync", "jobs", "clean"]
+FASTSYNC = [sys.executable, "-m", "fastsync"]
+CLEAN = [*FASTSYNC, "jobs", "clean"]
+# How often the helper processes of a run are killed, and not the run.
+HELPERS = 0.2
 
 
 def main() -> int:
@@ -46,7 +50,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 31))
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--kills", type=int, default=300)
-    parser.add_argument("--only", choices=PLACES, help="kills at this place alone")
+    parser.add_argument("--only", choices=[*PLACES], help="kills at this place alone")
     parser.add_argument("--pair", choices=PAIRS, help="changes and syncs between these alone")
     options = parser.parse_args()
     say(f"seed {options.seed}, hypothesis {hypothesis.__version__}")
@@ -54,7 +58,7 @@ def main() -> int:
         pairs = (options.pair,) if options.pair else PAIRS
         machines(options.seed, time.monotonic() + 60 * options.minutes, pairs)
     chance = random.Random(options.seed)
-    places = [options.only] if options.only else PLACES
+    places = [options.only] if options.only else [*PLACES]
     return int(not kills(chance, options.kills // len(places), places))
 
 
@@ -105,36 +109,48 @@ def run_pair(rig: Rig, number: int, how: settings) -> None:
 
 @dataclass
 class Target:
-    """Where a killed run copies to. `there` has what arrived, `debris` what should not be there."""
+    """What a killed run does, and what is to come of it: `there` has what arrived, `debris` what should not
+    be there when all is over."""
 
-    url: str
-    options: list[str]
+    command: list[str]
+    wanted: Mapping[str, bytes]
     there: Callable[[], dict[str, bytes]]
     debris: Callable[[], list[str]]
     clear: Callable[[], None]
 
 
+@dataclass
+class Scene:
+    """Where kills take place: scratch space, the environment of the runs, and a tree to copy."""
+
+    scratch: Path
+    environ: dict[str, str]
+    source: Path
+    tree: Mapping[str, bytes]
+
+
 def kills(chance: random.Random, runs: int, names: list[str]) -> bool:
     """Kill runs at random moments, run them again, and compare. True when all of them converged."""
     good = True
-    with ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fastsync-torture-")))
-        source = scratch / "source"
-        wanted = {f"{number % 9}/{number}": chance.randbytes(4000) for number in range(300)}
-        wanted |= {"large": chance.randbytes(24 << 20), "middle": chance.randbytes(700_000)}
-        write(source, wanted)
-        environ = {**os.environ, "HOME": str(scratch), "XDG_STATE_HOME": str(scratch / "state")}
-        places = {"local": local, "S3": bucket, "SFTP": server}
-        for name in names:
-            place = places[name]
-            target = stack.enter_context(place(scratch, environ))
-            killed = right = after_run = after_clean = 0
+    for name in names:
+        with ExitStack() as stack:
+            scratch = Path(
+                stack.enter_context(tempfile.TemporaryDirectory(prefix="fastsync-torture-"))
+            )
+            tree = {f"{number % 9}/{number}": chance.randbytes(4000) for number in range(300)}
+            tree |= {"large": chance.randbytes(24 << 20), "middle": chance.randbytes(700_000)}
+            write(scratch / "source", tree)
+            environ = {**os.environ, "HOME": str(scratch), "XDG_STATE_HOME": str(scratch / "state")}
+            scene = Scene(scratch, environ, scratch / "source", tree)
+            target = stack.enter_context(PLACES[name](scene))
+            killed = helpers = right = after_run = after_clean = 0
             target.clear()
-            takes_s = duration(source, target, environ)
+            takes_s = duration(target, environ)
             for _ in range(runs):
                 target.clear()
-                was_killed, is_right = kill_once(source, target, wanted, environ, chance, takes_s)
-                killed += was_killed
+                was_killed, is_right = kill_once(target, environ, chance, takes_s)
+                killed += was_killed == "run"
+                helpers += was_killed == "helper"
                 takes_s *= 1.02 if was_killed else 0.9  # the machine may be busier, or less
                 right += is_right
                 after_run += bool(target.debris())
@@ -145,57 +161,72 @@ def kills(chance: random.Random, runs: int, names: list[str]) -> bool:
             say(
                 f"kill -9, {name}: {right} of {runs} converged; {killed} were killed in the middle,"
             )
-            say(
-                f"  {after_run} left something after the second run, {after_clean} after `jobs clean`"
-            )
+            say(f"  {helpers} lost their helper processes, {after_run} left something after the")
+            say(f"  second run, {after_clean} after `jobs clean`")
             good = good and right == runs and after_clean == 0
     return good
 
 
-def sync(source: Path, target: Target) -> list[str]:
-    command = [sys.executable, "-m", "fastsync", "sync", "--delete", *target.options]
-    return [*command, f"{source}/", target.url]
-
-
-def duration(source: Path, target: Target, environ: Mapping[str, str]) -> float:
+def duration(target: Target, environ: Mapping[str, str]) -> float:
     """Seconds that a run takes which nobody kills."""
     began = time.monotonic()
-    subprocess.run(sync(source, target), env=environ, check=True, timeout=LIMIT_S)
+    subprocess.run(target.command, env=environ, check=True, timeout=LIMIT_S)
     return time.monotonic() - began
 
 
 def kill_once(
-    source: Path,
-    target: Target,
-    wanted: Mapping[str, bytes],
-    environ: Mapping[str, str],
-    chance: random.Random,
-    takes_s: float,
-) -> tuple[bool, bool]:
-    """Whether the first run was killed in the middle, and whether all was right, then and after a second."""
-    command = sync(source, target)
-    process = subprocess.Popen(command, env=environ, start_new_session=True, stderr=subprocess.PIPE)
+    target: Target, environ: Mapping[str, str], chance: random.Random, takes_s: float
+) -> tuple[Literal["run", "helper", ""], bool]:
+    """What of the first run was killed in the middle, and whether all was right, then and after a second."""
+    process = subprocess.Popen(
+        target.command, env=environ, start_new_session=True, stderr=subprocess.PIPE
+    )
+    is_helper, is_hurt = chance.random() < HELPERS, False
     try:
         process.wait(chance.uniform(0.2, 1.0) * takes_s)
     except subprocess.TimeoutExpired:
+        if is_helper:
+            is_hurt = kill_helpers(process)
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+    try:
+        _, errors = process.communicate(timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-    _, errors = process.communicate()
-    was_killed = process.returncode == -signal.SIGKILL
-    half = {name for name, data in target.there().items() if wanted.get(name) != data}
-    if half or not (was_killed or process.returncode == 0):
+        say(f"a run without its helpers had no end: {process.communicate()[1].decode()[-500:]}")
+        return "helper", False
+    was_killed: Literal["run", "helper", ""] = "helper" if is_hurt else ""
+    if process.returncode == -signal.SIGKILL:
+        was_killed = "run"
+    half = {name for name, data in target.there().items() if target.wanted.get(name) != data}
+    # Without its helpers a run may fail, but says so.
+    is_ended = process.returncode == 0 or (is_hurt and process.returncode == 1 and errors)
+    if half or not (was_killed == "run" or is_ended):
         say(f"exit {process.returncode}, half files {sorted(half)[:5]}: {errors.decode()[-500:]}")
         return was_killed, False
     try:
         again = subprocess.run(
-            command, env=environ, check=False, capture_output=True, timeout=LIMIT_S
+            target.command, env=environ, check=False, capture_output=True, timeout=LIMIT_S
         )
     except subprocess.TimeoutExpired as error:
         say(f"the second run had no end: {(error.stderr or b'').decode()[-500:]}")
         return was_killed, False
-    is_right = again.returncode == 0 and target.there() == wanted
+    is_right = again.returncode == 0 and target.there() == target.wanted
     if not is_right:
         say(f"the second run: exit {again.returncode}: {again.stderr.decode()[-500:]}")
     return was_killed, is_right
+
+
+def kill_helpers(process: subprocess.Popen[bytes]) -> bool:
+    """Kill the processes that a run has started; whether there were any."""
+    found = False
+    with suppress(OSError):
+        for task in Path(f"/proc/{process.pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                with suppress(OSError):
+                    os.kill(int(child), signal.SIGKILL)
+                    found = True
+    return found
 
 
 def write(root: Path, content: Mapping[str, bytes]) -> None:
@@ -212,44 +243,124 @@ def read(root: Path) -> dict[str, bytes]:
     }
 
 
-def on_disk(root: Path, url: str, options: list[str]) -> Target:
+# -- places ----------------------------------------------------------------------------------------------
+
+
+def on_disk(
+    root: Path, arguments: list[str], wanted: Mapping[str, bytes], *, is_made: bool = False
+) -> Target:
+    """A run that writes below `root`; `is_made` if there has to be a directory."""
+
+    def clear() -> None:
+        shutil.rmtree(root, ignore_errors=True)
+        if is_made:
+            root.mkdir()
+
     return Target(
-        url,
-        options,
+        [*FASTSYNC, *arguments],
+        wanted,
         lambda: read(root),
         lambda: [path.name for path in root.rglob(".fs-*")],
-        lambda: shutil.rmtree(root, ignore_errors=True),
+        clear,
     )
 
 
-@contextmanager
-def local(scratch: Path, _environ: dict[str, str]) -> Iterator[Target]:
-    yield on_disk(scratch / "dest", str(scratch / "dest"), [])
+def in_bucket(
+    s3: HostileS3, program: list[str], arguments: list[str], prefix: str, scene: Scene
+) -> Target:
+    """A run that writes below a prefix of the bucket."""
+
+    def clear() -> None:
+        for key in s3.keys("bucket"):
+            if key.startswith(prefix):
+                s3.objects.buckets["bucket"].remove(key)
+        s3.objects.uploads.clear()
+
+    def there() -> dict[str, bytes]:
+        keys = [key for key in s3.keys("bucket") if key.startswith(prefix)]
+        return {key.removeprefix(prefix): s3.data("bucket", key) for key in keys}
+
+    return Target(
+        [*program, *arguments, f"s3://bucket/{prefix}"], scene.tree, there,
+        lambda: s3.open_uploads, clear,
+    )  # fmt: skip
 
 
 @contextmanager
-def bucket(_scratch: Path, environ: dict[str, str]) -> Iterator[Target]:
+def filled_bucket(scene: Scene) -> Iterator[HostileS3]:
     with HostileS3() as s3:
-        environ |= s3.environ
-
-        def clear() -> None:
-            s3.objects.buckets.clear()
-            s3.make_bucket("bucket")
-
-        yield Target(
-            "s3://bucket/", ["--chunk-size", "5M"],
-            lambda: {key: s3.data("bucket", key) for key in s3.keys("bucket")},
-            lambda: s3.open_uploads, clear,
-        )  # fmt: skip
+        scene.environ |= s3.environ
+        for name, data in scene.tree.items():
+            s3.put("bucket", f"from/{name}", data)
+        yield s3
 
 
 @contextmanager
-def server(scratch: Path, _environ: dict[str, str]) -> Iterator[Target]:
-    folder = scratch / "sshd"
+def local(scene: Scene) -> Iterator[Target]:
+    dest = scene.scratch / "dest"
+    yield on_disk(dest, ["sync", "--delete", f"{scene.source}/", str(dest)], scene.tree)
+
+
+@contextmanager
+def to_s3(scene: Scene) -> Iterator[Target]:
+    with HostileS3() as s3:
+        scene.environ |= s3.environ
+        s3.make_bucket("bucket")
+        arguments = ["sync", "--delete", "--chunk-size", "5M", f"{scene.source}/"]
+        yield in_bucket(s3, FASTSYNC, arguments, "", scene)
+
+
+@contextmanager
+def from_s3(scene: Scene) -> Iterator[Target]:
+    dest = scene.scratch / "dest"
+    with filled_bucket(scene):
+        arguments = ["sync", "--delete", "--chunk-size", "5M", "s3://bucket/from/", str(dest)]
+        yield on_disk(dest, arguments, scene.tree)
+
+
+@contextmanager
+def inside_s3(scene: Scene) -> Iterator[Target]:
+    """Copies in parts, which are for objects of other sizes, else."""
+    smaller = "copying.LARGEST_COPY = 1 << 20; copying.COPY_PART = 5 << 20"
+    imports = "from fastsync_s3 import copying; from fastsync.cli.main import main"
+    program = [sys.executable, "-c", f"{imports}; {smaller}; main()"]
+    with filled_bucket(scene) as s3:
+        yield in_bucket(s3, program, ["sync", "--delete", "s3://bucket/from/"], "to/", scene)
+
+
+@contextmanager
+def from_web(scene: Scene) -> Iterator[Target]:
+    """Files, each by its address."""
+    dest = scene.scratch / "dest"
+    names = ["large", "middle", *(f"{number % 9}/{number}" for number in range(60))]
+    wanted = {name.rpartition("/")[2]: scene.tree[name] for name in names}
+    with filled_bucket(scene) as s3:
+        urls = [f"{s3.endpoint}/bucket/from/{name}" for name in names]
+        arguments = ["cp", "--chunk-size", "5M", *urls, f"{dest}/"]
+        yield on_disk(dest, arguments, wanted, is_made=True)
+
+
+@contextmanager
+def sftp(scene: Scene, *, is_upload: bool) -> Iterator[Target]:
+    folder, dest = scene.scratch / "sshd", scene.scratch / "dest"
     folder.mkdir()
     with running_sshd(folder) as sshd:
         options = [f"--{key.replace('_', '-')}={value}" for key, value in sshd.place.items()]
-        yield on_disk(scratch / "remote", sshd.url(scratch / "remote"), options)
+        places = [f"{scene.source}/", sshd.url(dest)]
+        if not is_upload:
+            places = [sshd.url(scene.source), str(dest)]
+        yield on_disk(dest, ["sync", "--delete", *options, *places], scene.tree)
+
+
+PLACES: dict[str, Callable[[Scene], AbstractContextManager[Target]]] = {
+    "local": local,
+    "S3": to_s3,
+    "SFTP": partial(sftp, is_upload=True),
+    "from-S3": from_s3,
+    "inside-S3": inside_s3,
+    "HTTP": from_web,
+    "from-SFTP": partial(sftp, is_upload=False),
+}
 
 
 if __name__ == "__main__":
