@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.conftest import Fastsync
 
 MIB = 1 << 20
-BIG = noise(MIB) * 11
+BIG = noise(MIB) * 7
 Start = Callable[..., "subprocess.Popen[bytes]"]
 Wait = Callable[[Callable[[], object]], None]
 

@@ -347,14 +347,17 @@ async def test_a_session_writes_uploads_down_without_secrets(folder: Path) -> No
     async with Session(request(folder)) as session:
         sink = await session.open_sink(parse("dropping://me:pass@b/dir/"))
         assert session.uploads is not None
-        noted = session.uploads.note(sink, "f", "ticket")
+        source = parse("https://us3r:w0rd@h/f?sig=s1gned")
+        noted = session.uploads.note(sink, "f", "ticket", None, source)
         (left,) = await found(request(folder))
         record = left.record
         assert record is not None
         assert (record.place, dict(record.settings)) == ("dropping://me@b/dir/", {"region": "x"})
         content = b"".join(path.read_bytes() for path in folder.iterdir())
-        assert b"of today" not in content
-        assert b"pass" not in content
+        for secret in (b"of today", b"pass", b"us3r", b"w0rd", b"s1gned"):
+            assert secret not in content
+        assert record.origin is not None
+        assert (record.origin.source, record.origin.is_whole) == ("https://***@h/f?***", False)
         session.uploads.forget(noted)
         assert await found(request(folder)) == []
 
