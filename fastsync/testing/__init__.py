@@ -15,6 +15,7 @@ pytest.register_assert_rewrite(
     "fastsync.testing.reading",
     "fastsync.testing.batches",
     "fastsync.testing.keeping",
+    "fastsync.testing.listing",
     "fastsync.testing.vocabulary",
     "fastsync.testing.writing",
 )

@@ -34,6 +34,7 @@ from fastsync.testing.keeping import KeepingConformance
 from fastsync.testing.vocabulary import (
     LATER,
     begin,
+    cancelled,
     collect,
     directory,
     expect,
@@ -122,6 +123,26 @@ class StoreConformance(KeepingConformance):
         whole = b"content"
         await expect(sink, {"changed": b"CONTENT", "copy": whole, "good": whole, "old": whole})
         assert sorted(await self.traces(sink)) == ["changed", "copy", "good", "old"]
+
+    @pytest.mark.parametrize("steps", [1, 4, 12])
+    async def test_copy_within_that_is_cancelled(self, sink: Sink, steps: int) -> None:
+        """Each file is there whole, or as it was (a server may still be at it), and nothing else is."""
+        if not isinstance(sink, CopiesWithin):
+            lacks(sink, CopiesWithin)
+        contents = {f"from/{number}": noise(100_000, seed=number) for number in range(3)}
+        for path, content in contents.items():
+            await write(sink, path, content)
+        await write(sink, "to/1", b"old")
+        entries = [await sink.stat(path) for path in contents]
+        jobs = [CopyJob(entry, entry.path.replace("from", "to")) for entry in entries]
+        await cancelled(sink.copy_from(sink, jobs, WriteOptions(), ignore), steps)
+        there = await files(sink)
+        for path in there:
+            found = await read(sink, path)
+            whole = found == contents[path.replace("to/", "from/")]
+            assert whole or (path, found) == ("to/1", b"old")
+        assert {*contents, "to/1"} <= set(there)
+        assert set(await self.traces(sink)) <= {*contents, *(job.path for job in jobs)}
 
     # -- KeepsDirectories ----------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from fastsync.errors import Changed, FastsyncError, NameRefused, Overtaken, Vani
 from fastsync.testing.vocabulary import (
     LATER,
     MTIME,
+    cancelled,
     collect,
     expect,
     files,
@@ -133,6 +134,18 @@ class BatchConformance(SinkConformance):
         (error,) = await sink.write_whole([_job("d", b"content")], WriteOptions())
         assert isinstance(error, FastsyncError)
         assert await read(sink, "d/file") == b"content"
+
+    @pytest.mark.parametrize("steps", [1, 4, 12])
+    async def test_write_a_batch_that_is_cancelled(self, sink: Sink, steps: int) -> None:
+        """Each file is there whole, or not at all (a server may still be at it), and nothing else is."""
+        if not isinstance(sink, WritesWhole):
+            lacks(sink, WritesWhole)
+        contents = {f"d/{number}": noise(70_000, seed=number) for number in range(4)}
+        jobs = [_job(path, content) for path, content in contents.items()]
+        await cancelled(sink.write_whole(jobs, WriteOptions()), steps)
+        for path in await files(sink):
+            assert await read(sink, path) == contents[path]
+        assert set(await self.traces(sink)) <= contents.keys()
 
     # -- CompletesEntries ----------------------------------------------------------------------------
 
@@ -270,5 +283,8 @@ class BatchConformance(SinkConformance):
             if not isinstance(upload, LeavesTraces):
                 lacks(upload, LeavesTraces)
             assert upload.ticket is None or upload.ticket.isprintable()
+            await upload.write(0, b"content")
+            await upload.commit(7)
+            assert upload.ticket is None
         finally:
             await upload.abort()

@@ -3,9 +3,14 @@ names of one file, uploads for later, versions, places that have to be made."""
 
 from __future__ import annotations
 
+import os
+
 from fastsync.backend import (
     CopyJob,
     CreatesPlaces,
+    FindsLeftovers,
+    FoldsNames,
+    ForeseesUploads,
     KeepsVersions,
     KeepsXattrs,
     Leavable,
@@ -27,6 +32,7 @@ from fastsync.errors import Conflict, FastsyncError, NotFound, Unsupported, Usag
 from fastsync.testing.batches import BatchConformance
 from fastsync.testing.vocabulary import (
     LATER,
+    begin,
     expect,
     files,
     lacks,
@@ -265,3 +271,51 @@ class KeepingConformance(BatchConformance):
         assert short.startswith(("http://", "https://"))
         assert "a%20b?" in short
         assert short != long
+
+    # -- FoldsNames ------------------------------------------------------------------------------------
+
+    async def test_names_that_are_one(self, sink: Sink) -> None:
+        """Whether case counts is known without writing anything."""
+        if not isinstance(sink, FoldsNames):
+            lacks(sink, FoldsNames)
+        folds = await sink.folds_names()
+        assert await self.traces(sink) == []
+        await write(sink, "a", b"content")
+        await write(sink, "A", b"another")
+        assert not folds or len(await files(sink)) == 1
+
+    # -- FindsLeftovers --------------------------------------------------------------------------------
+
+    async def test_leftovers(self, sink: Sink) -> None:
+        """What an upload under way has there is ours, and after its end there is nothing."""
+        if not isinstance(sink, FindsLeftovers):
+            lacks(sink, FindsLeftovers)
+        upload = await begin(sink, "d/file")
+        await upload.write(0, noise(part_size(sink)))
+        found = [leftover async for page in sink.find_leftovers() for leftover in page]
+        assert {(leftover.state, leftover.pid) for leftover in found} <= {("running", os.getpid())}
+        await upload.abort()
+        assert [leftover async for page in sink.find_leftovers() for leftover in page] == []
+
+    # -- ForeseesUploads -------------------------------------------------------------------------------
+
+    async def test_foreseen_uploads(self, sink: Sink) -> None:
+        """What an upload came to is found by what was foreseen of it, unless somebody is at work on it."""
+        if not isinstance(sink, ForeseesUploads):
+            lacks(sink, ForeseesUploads)
+        part = part_size(sink)
+        entry = like("a")._replace(size=2 * part)
+        foreseen = sink.foresee_upload("a", entry, _RESUMABLE, part)
+        if foreseen is None:
+            lacks(sink, ForeseesUploads)
+        assert foreseen.isprintable()
+        upload = await sink.upload("a", entry, _RESUMABLE, part)
+        assert isinstance(upload, Leavable)
+        ticket = upload.ticket
+        assert ticket is not None
+        assert await sink.find_foreseen(foreseen, [ticket]) == []
+        assert await sink.find_foreseen(ticket, []) == [ticket]
+        (found,) = await sink.find_foreseen(foreseen, [])
+        await sink.drop_upload(found)
+        assert await sink.find_foreseen(foreseen, []) == []
+        await upload.abort()

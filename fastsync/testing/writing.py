@@ -149,9 +149,10 @@ class SinkConformance(SourceConformance):
             WriteOptions(inplace=True),
             WriteOptions(durable=True),
             WriteOptions(sparse=True),
+            WriteOptions(reread=True, from_memory=True, resumable=True),
             WriteOptions(mtime=False, mode=False),
         ],
-        ids=("inplace", "durable", "sparse", "bare"),
+        ids=("inplace", "durable", "sparse", "reread", "bare"),
     )
     async def test_write_options(self, sink: Sink, options: WriteOptions) -> None:
         """However a file is written, over nothing, a longer or a shorter one, it is what was written."""
@@ -249,6 +250,12 @@ class SinkConformance(SourceConformance):
         await first.commit(5)
         await expect(sink, {"file": b"first"})
         assert list(await self.traces(sink)) == ["file"]
+
+    async def test_many_files_at_once(self, sink: Sink) -> None:
+        """Files that are written all at once are all there, in directories that none of them found."""
+        wanted = {f"d{number % 3}/e/{number:02}": b"%d" % number for number in range(20)}
+        await asyncio.gather(*(write(sink, path, content) for path, content in wanted.items()))
+        await expect(sink, dict(sorted(wanted.items())))
 
     # -- cancellation --------------------------------------------------------------------------------
 

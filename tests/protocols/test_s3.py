@@ -83,6 +83,9 @@ class TestMoto(S3Conformance):
     async def test_a_guarded_write_over_what_was_listed(self, sink: Sink) -> None:
         pytest.skip("moto does not check If-Match when an upload is completed")
 
+    async def test_foreseen_uploads(self, sink: Sink) -> None:
+        pytest.skip("moto says of every upload that it was begun in 2010")
+
 
 class OnVersitygw(S3Conformance):
     @pytest.fixture(autouse=True)
