@@ -117,6 +117,7 @@ class ListingConformance(ABC):
     ) -> None:
         """What was there when a store was opened and what came later are listed alike."""
         other = await root[0].connect(root[1], StoreOptions())
+        assert await files(other) == await files(source) == []
         await self.put(source, "a.txt", b"content")
         assert await files(other) == await files(source) == ["a.txt"]
         await other.aclose()
