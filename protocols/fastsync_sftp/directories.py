@@ -1,11 +1,15 @@
 """Directories below the root of a store: made when needed, and known not to be links.
 
-SFTP cannot open a path without following the links in it. So each directory is looked at once (LSTAT)
-before anything below it is touched, and remembered; what we change ourselves is forgotten.
+SFTP cannot open a path without following the links in it, and can hold no directory open to work below it.
+So each one is looked at (LSTAT) before anything below it is touched, and that is believed for a few seconds;
+what we change ourselves is forgotten. Somebody who may write there can exchange a directory for a link in
+between: no protocol of files by their paths can prevent that, but it does not stay unnoticed for a run.
 """
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
@@ -20,6 +24,8 @@ from fastsync_sftp.session import Session
 
 # Directories remembered; beyond that all are looked at anew.
 _MOST: Final = 100_000
+# For how long a look is believed.
+_FRESH_S: Final = 5.0
 
 
 class Directories:
@@ -29,19 +35,23 @@ class Directories:
         self._pool = pool
         self._root = root
         self._where = where
-        self._real: set[str] = set()
+        self._real: dict[
+            str, float
+        ] = {}  # when it was looked at, in seconds by the monotonic clock
 
     def seen(self, directory: str) -> None:
         """A listing has found it to be one."""
         if len(self._real) >= _MOST:
             self._real.clear()
-        self._real.add(directory)
+        self._real[directory] = time.monotonic()
 
     def forget(self, path: str) -> None:
         """Something else may stand there now."""
         if path in self._real:
             self._real = {
-                each for each in self._real if each != path and not each.startswith(path + "/")
+                each: since
+                for each, since in self._real.items()
+                if each != path and not each.startswith(path + "/")
             }
 
     async def check(
@@ -50,20 +60,22 @@ class Directories:
         *,
         create: bool,
         modes: Mapping[str, int | None] | None = None,
+        anew: bool = False,
     ) -> dict[str, FastsyncError]:
-        """Look at directories that are not known yet, and at all above them, and make what is missing;
-        `modes` for some of those made. The answer has those that cannot be used.
+        """Look at directories that are not known, and at all above them, and make what is missing; `modes`
+        for some of those made. `anew` believes no earlier look. The answer has those that cannot be used.
 
         A link in the way is NameRefused, a file Conflict; without `create` what is missing is NotFound.
         """
         wanted = list(dict.fromkeys(wanted))
+        since = time.monotonic() - (0 if anew else _FRESH_S)
+        real = self._real
         unknown = list(
             dict.fromkeys(
                 each
                 for directory in wanted
-                if directory not in self._real
                 for each in ("", *above(directory))
-                if each not in self._real
+                if real.get(each, -math.inf) < since
             )
         )
         if not unknown:
@@ -90,7 +102,9 @@ class Directories:
             error = self._judge(each, reply)
             if error is None:
                 self.seen(each)
-            elif isinstance(error, NotFound) and create:
+                continue
+            self.forget(each)
+            if isinstance(error, NotFound) and create:
                 missing.append(each)
             else:
                 bad[each] = error

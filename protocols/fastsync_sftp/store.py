@@ -526,7 +526,7 @@ class SftpStore:
                 answers.append(error)
         good = [entry for entry, error in zip(entries, answers, strict=True) if error is None]
         bad = await self._directories.check(
-            [entry.path.rpartition("/")[0] for entry in good], create=False
+            [entry.path.rpartition("/")[0] for entry in good], create=False, anew=True
         )
         wanted: list[int] = []
         for index, entry in enumerate(entries):
