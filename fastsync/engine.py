@@ -312,6 +312,7 @@ class Engine:
         for page in run.deletes.pages() if is_planned else run.deletes.pages_backwards():
             for start in range(0, len(page), work.sink.limits.delete_batch):
                 await self._delete_some(run, page[start : start + work.sink.limits.delete_batch])
+                await asyncio.sleep(0)  # a dry run waits for nothing else
 
     async def _delete_some(self, run: Run, entries: Sequence[Entry]) -> None:
         sink = run.work.sink

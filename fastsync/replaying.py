@@ -7,6 +7,7 @@ first whether the lines of the others are done.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -112,6 +113,8 @@ async def run_planned(
         pairs: dict[tuple[str, str], _Pair] = {}
         renames = 0
         for number, line in read_lines(file, name):
+            if not number % _PAGE:
+                await asyncio.sleep(0)  # an interrupt is heard meanwhile
             key = (line.source, line.destination)
             try:
                 if key not in pairs:

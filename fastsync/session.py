@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import os
 import time
@@ -123,6 +124,8 @@ async def whole(pages: AsyncIterator[Page], store: Source) -> AsyncIterator[Page
                     if path == "" and not isinstance(error, NameRefused):
                         raise error
                 yield page
+                # What is done with a page may wait for nothing, and what reads it ahead neither.
+                await asyncio.sleep(0)
     except FastsyncError as error:
         found = untrusted(error, store)
         raise found from caused(found, error)

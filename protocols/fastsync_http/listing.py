@@ -24,6 +24,8 @@ AHEAD: Final = 16
 HEADS: Final = 512
 # A directory that leads back to itself nests for ever.
 MAX_DEPTH: Final = 128
+# So many take milliseconds to put in order, and a thread does it.
+_MANY_ROWS: Final = 2000
 
 
 class _Directory:
@@ -169,7 +171,11 @@ class Walk:
     async def _load(self, path: str) -> _Directory:
         if path.count("/") >= MAX_DEPTH:
             raise ListingError("the directories are nested too deep")
-        directory = _Directory(path, await self._fetch(path), self._complete)
+        index = await self._fetch(path)
+        if len(index.rows) < _MANY_ROWS:
+            directory = _Directory(path, index, self._complete)
+        else:
+            directory = await asyncio.to_thread(_Directory, path, index, self._complete)
         for inner in directory.directories:
             if self._enters(inner):
                 self._waiting.add(inner)

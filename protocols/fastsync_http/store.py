@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 _KEPT: Final = 1024
 # Addresses that are looked into at once, where HEAD does not tell.
 _PROBES: Final = 8
+# A page that takes milliseconds to read is read in a thread.
+_LONG_PAGE: Final = 64 << 10
 _PAGES: Final = ("text/html", "application/xhtml+xml", "application/json")
 
 
@@ -191,7 +193,9 @@ class HttpStore:
         from fastsync_http.pages import parse
 
         media_type = reply.headers.get("content-type") or ""
-        return parse(reply.body, media_type, target)
+        if len(reply.body) < _LONG_PAGE:
+            return parse(reply.body, media_type, target)
+        return await asyncio.to_thread(parse, reply.body, media_type, target)
 
     async def _get_page(self, target: Target, where: str) -> Reply:
         from fastsync_http.pages import MAX_PAGE

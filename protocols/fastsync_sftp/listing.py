@@ -328,7 +328,9 @@ class Listing:
         vague: list[tuple[str, Attributes]] = []
         debris: list[bytes] = []
         owner = self._options.owner
-        for raw, attrs in names:
+        for number, (raw, attrs) in enumerate(names, 1):
+            if not number % _PAGE:
+                yield []  # so that a directory of a million names keeps nobody waiting
             if TEMPORARY.fullmatch(raw):
                 if self._options.sweep and is_abandoned(raw, attrs):
                     debris.append(raw)

@@ -1,7 +1,8 @@
 """What takes several requests, written as a generator: many run at once, without a task or a future each.
 
 A script yields a list of requests and is resumed with the list of their answers. What it returns is its
-result, and so is an error of ours that it raises. When the caller goes away, the next thing it yields is
+result, and so is an error of ours that it raises. One that yields no request is resumed after what else
+there is to do. When the caller goes away, the next thing it yields is
 not sent; `Stopped` is raised there instead, and it cleans up.
 """
 
@@ -61,6 +62,10 @@ class _Running:
             # Here, where it has seen all answers and knows what there is to clean up.
             self.stopping = False
             self._go(partial(self._script.throw, Stopped()))
+            return
+        if not requests:
+            resume = partial(self._script.send, [])
+            asyncio.get_running_loop().call_soon(self._go, resume)
             return
         self._missing = len(requests)
         self._replies = [(0, b"")] * len(requests)
