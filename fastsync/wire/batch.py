@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 
 class Batch:
-    """Small exchanges over several connections: each connection takes the next request when it is done."""
+    """Small exchanges over several connections: each connection takes the next request when it is done.
+
+    What `width` says is for all batches together that count their connections in the same `crowd`.
+    """
 
     def __init__(
         self,
@@ -29,12 +32,14 @@ class Batch:
         requests: Iterator[Outgoing],
         width: Callable[[], int],
         most: int,
-        busy: Callable[[], None],
+        answered: Callable[[int], None],
+        crowd: list[int],
     ) -> None:
         self._wire = wire
         self._requests = requests
         self._width = width
-        self._busy = busy
+        self._answered = answered
+        self._crowd = crowd  # connections of all batches with that width
         self._most = most
         self._answers: list[Any] = []
         self._open = 0  # requests under way
@@ -70,10 +75,20 @@ class Batch:
             self._answers.append(None)
             return len(self._answers) - 1, request
 
+    def _has_room(self) -> bool:
+        """Each batch may have one connection, whatever others have."""
+        mine = len(self._lanes) + self._opening
+        return not mine or max(self._crowd[0], mine) < self._width()
+
+    def _leave(self, connection: Connection) -> None:
+        if connection in self._lanes:
+            self._lanes.remove(connection)
+            self._crowd[0] -= 1
+
     def _widen(self) -> None:
         """Put more connections to work, as far as there is work and they may."""
         wire = self._wire
-        while len(self._lanes) + self._opening < max(1, self._width()):
+        while self._has_room():
             item = self._next()
             if item is None:
                 return
@@ -123,7 +138,9 @@ class Batch:
             self._answers[item[0]] = error
 
     def _begin(self, connection: Connection, index: int, request: Outgoing) -> None:
-        self._lanes.add(connection)
+        if connection not in self._lanes:
+            self._lanes.add(connection)
+            self._crowd[0] += 1
 
         def done(connection: Connection, outcome: Reply | Exception) -> None:
             if began:
@@ -134,10 +151,9 @@ class Batch:
                 )
             if isinstance(outcome, Reply):
                 self._answers[index] = outcome
-                if outcome.status == 503:
-                    self._busy()
+                self._answered(outcome.status)
             elif isinstance(outcome, Dead) and was_used and request.repeatable:
-                self._lanes.discard(connection)
+                self._leave(connection)
                 self._opening += 1
                 task = asyncio.create_task(self._open_and_begin(index, request, fresh=True))
                 self._tasks.add(task)
@@ -147,15 +163,17 @@ class Batch:
                 self._answers[index] = self._wire.error(outcome)
             self._open -= 1
             if connection.is_open:
-                item = self._next() if len(self._lanes) <= max(1, self._width()) else None
+                is_one_too_many = len(self._lanes) > 1 and self._crowd[0] > self._width()
+                item = None if is_one_too_many else self._next()
                 if item is not None:
                     self._open += 1
                     self._begin(connection, *item)
+                    self._widen()  # what had become less may be more again
                     return
-                self._lanes.discard(connection)
+                self._leave(connection)
                 self._wire.release(connection)
             else:
-                self._lanes.discard(connection)
+                self._leave(connection)
             self._widen()
             self._settle()
 
@@ -174,4 +192,5 @@ class Batch:
         for task in list(self._tasks):
             task.cancel()
         for connection in list(self._lanes):
+            self._leave(connection)
             connection.abandon()

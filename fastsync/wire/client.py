@@ -77,6 +77,7 @@ class Wire:
         self.options = options
         self.active: set[Connection] = set()
         self._going: set[Going] = set()  # of threads
+        self._crowd = [0]  # connections with small exchanges, where how many may be changes
         self._idle: list[Connection] = []
         self.count = 0
         self.made = 0  # connections, ever
@@ -364,17 +365,20 @@ class Wire:
         *,
         width: int | Callable[[], int],
         most: int = MAX_BODY,
-        busy: Callable[[], None] = lambda: None,
+        answered: Callable[[int], None] = lambda _status: None,
     ) -> list[Reply | FastsyncError]:
-        """Exchanges, up to `width` at once; the answers in the order of the requests.
+        """Exchanges, up to `width` at once; the answers in the order of the requests. A `width` that changes
+        is for all that are under way together.
 
-        Requests are taken as connections get free. An error is one item's answer. `busy` is called for each
-        503 as it comes, so that it can make `width` less.
+        Requests are taken as connections get free. An error is one item's answer. `answered` is told of the
+        status of each answer as it comes, so that it can make `width` less, and more again.
         """
         if self._is_proxied:
             requests = map(self._through_proxy, requests)
-        most_at_once = width if callable(width) else lambda: width
-        batch = Batch(self, iter(requests), most_at_once, most, busy)
+        if callable(width):
+            batch = Batch(self, iter(requests), width, most, answered, self._crowd)
+        else:
+            batch = Batch(self, iter(requests), lambda: width, most, answered, [0])
         try:
             return await batch.run()
         except BaseException:

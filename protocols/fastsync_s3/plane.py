@@ -358,16 +358,12 @@ class Plane:
             for index, answer in zip(again, others, strict=True):
                 answers[index] = answer
         mapped: list[Reply | FastsyncError] = []
-        went_well = 0
         for call, answer in zip(calls, answers, strict=True):
             if isinstance(answer, FastsyncError):
                 mapped.append(answer)
-            elif answer.status < 300 and not (answer.body and call.method != "GET"):
-                mapped.append(answer)
-                went_well += 1
-            else:
-                mapped.append(self.error_of(answer, call) or answer)
-        self.pace.went_well(went_well)
+                continue
+            is_plain = answer.status < 300 and not (answer.body and call.method != "GET")
+            mapped.append(answer if is_plain else self.error_of(answer, call) or answer)
         return mapped
 
     async def _sent_wrongly(
@@ -402,7 +398,14 @@ class Plane:
                 yield self._outgoing(call, credentials)
 
         pace = self.pace
-        return await self.wire.ask_all(requests(), width=pace.width, most=most, busy=pace.throttled)
+
+        def answered(status: int) -> None:
+            if status == 503:
+                pace.throttled()
+            else:
+                pace.went_well(1)
+
+        return await self.wire.ask_all(requests(), width=pace.width, most=most, answered=answered)
 
     async def _correct(self, reply: Reply) -> bool:
         """True when a second try makes sense."""

@@ -91,7 +91,7 @@ class HostileS3:
         self._tls = tls
         self._rules: list[Rule] = []
         self._lock = threading.RLock()
-        self._in_flight = 0
+        self.in_flight = 0
         self._conversations: set[asyncio.Task[None]] = set()
         self._started: _Thread | None = None
 
@@ -260,8 +260,8 @@ class HostileS3:
         )
         with self._lock:
             self.requests.append(seen)
-            self._in_flight += 1
-            self.peak_in_flight = max(self.peak_in_flight, self._in_flight)
+            self.in_flight += 1
+            self.peak_in_flight = max(self.peak_in_flight, self.in_flight)
             rule = next((rule for rule in self._rules if rule.applies(operation, key)), None)
         try:
             request = head
@@ -275,7 +275,7 @@ class HostileS3:
             good = await send(request, response, writer)
             return good and (rule is None or not rule.at_head)
         finally:
-            self._in_flight -= 1
+            self.in_flight -= 1
 
 
 # -- faults: refusals -------------------------------------------------------------------------------------
