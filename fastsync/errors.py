@@ -200,7 +200,9 @@ _HINTS = {
 def from_os_error(error: OSError, where: str | None = None) -> FastsyncError:
     """The error of ours for an operating-system error; the caller raises it ``from error``."""
     number = error.errno or 0
-    kind = _BY_ERRNO.get(number, FastsyncError)
+    # Libraries make some of these by hand, without a number.
+    is_of_the_line = isinstance(error, ConnectionError | TimeoutError)
+    kind = _BY_ERRNO.get(number, Transient if is_of_the_line else FastsyncError)
     text = (error.strerror or str(error) or type(error).__name__).lower()
     return kind(text, where=where, hint=_HINTS.get(number))
 

@@ -9,6 +9,7 @@ memory (`TlsSocket`) there are as few as plain TCP has, but each byte is copied 
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import socket
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 _RAW: Final = 128 << 10
+_CUT: Final = "TLS ended without saying so"
 _SENT_AT_ONCE: Final = 256 << 10
 _RECORD: Final = 16 << 10
 MAX_RECORD: Final = _RECORD + 2048  # TLSCiphertext.length of RFC 5246, 6.2.3; RFC 8446 allows less
@@ -114,7 +116,7 @@ class TlsSocket:
                 if filled:
                     return filled
                 # Whoever cuts the connection could have the beginning taken for the whole.
-                raise ConnectionResetError("TLS ended without saying so") from error
+                raise ConnectionResetError(errno.ECONNRESET, _CUT) from error
             try:
                 if self._out.pending:  # such as new keys that the server asked for
                     self.flush()
@@ -233,7 +235,7 @@ class RecordSocket:
         except OSError as error:
             if not filled:
                 if isinstance(error, ssl.SSLEOFError):
-                    raise ConnectionResetError("TLS ended without saying so") from error
+                    raise ConnectionResetError(errno.ECONNRESET, _CUT) from error
                 raise
         self.received += filled
         self.records += records

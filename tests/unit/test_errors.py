@@ -111,6 +111,7 @@ def test_every_os_error_becomes_one_of_ours(number: int | None, text: str | None
     assert error.message
     assert type(from_os_error(OSError("only text"))) is FastsyncError
     assert str(from_os_error(TimeoutError())) == "timeouterror"
+    assert type(from_os_error(ConnectionResetError("made by hand"))) is Transient
 
 
 @given(st.lists(st.sampled_from([0, *CODES])))
