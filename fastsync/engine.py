@@ -311,6 +311,8 @@ class Engine:
         is_planned = work.vet is not None
         for page in run.deletes.pages() if is_planned else run.deletes.pages_backwards():
             for start in range(0, len(page), work.sink.limits.delete_batch):
+                if self._items.fatal is not None:
+                    return
                 await self._delete_some(run, page[start : start + work.sink.limits.delete_batch])
                 await asyncio.sleep(0)  # a dry run waits for nothing else
 
@@ -347,9 +349,12 @@ class Engine:
         if self._dry_run:
             done(entries)
         else:
+            items = self._items
             await patiently(
-                sink.delete, entries, done=done, failed=failed, may_retry=self._items.may_retry
-            )
+                sink.delete, entries, done=done, failed=failed, may_retry=items.may_retry,
+                luck=items.luck,
+            )  # fmt: skip
+            items.heed()
 
     async def _later(self, run: Run) -> None:
         self._items.is_late = True
@@ -437,6 +442,8 @@ class Engine:
         # Backwards: a directory that ends without write permission must not lock out its children.
         is_planned = run.work.vet is not None
         for page in run.finish.pages() if is_planned else run.finish.pages_backwards():
+            if self._items.luck.over is not None:
+                return
             if run.refused:
                 page = [each for each in page if not (each.path + "/").startswith(run.refused)]
             if run.unlisted:

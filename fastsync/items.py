@@ -37,11 +37,10 @@ from fastsync.errors import (
     IntegrityError,
     NotFound,
     Overtaken,
-    Throttled,
     Vanished,
 )
 from fastsync.events import Operation
-from fastsync.patience import Call, Patience, patiently
+from fastsync.patience import Call, Luck, Patience, bad_luck, patiently
 from fastsync.plan import Action, Step
 from fastsync.resuming import UploadLog
 from fastsync.spool import Spool
@@ -60,9 +59,6 @@ ALONE_FROM: Final = 8 << 20
 # several batches are under way, so that no connection waits for the last file of one.
 WHOLE_FILES: Final = 128
 WHOLE_BYTES: Final = 4 << 20
-# So many files in a row that failed for passing reasons, each with all its tries, and the run is over: it
-# would only ask a server that is down again and again.
-HOPELESS: Final = 20
 # What is told of a file that was compared, by why it was.
 _SAME: Final = {
     "checksum": "same checksum",
@@ -166,7 +162,7 @@ class Items:
         self.fatal: FastsyncError | None = None
         # Files up to this size go together.
         self.small = min(budgets.small, self.lanes.chunk_size)
-        self._unlucky = 0  # files in a row that failed for passing reasons
+        self.luck = Luck()
 
     def copying(self, run: Run, actions: Iterable[Action]) -> Iterator[Job]:
         """What is to be done now that `actions` are to be copied: single ones, and batches that are full."""
@@ -238,7 +234,10 @@ class Items:
             done(actions)
             return
         failed = partial(self.failed, run)
-        await patiently(call, actions, done=done, failed=failed, may_retry=self.may_retry)
+        await patiently(
+            call, actions, done=done, failed=failed, may_retry=self.may_retry, luck=self.luck
+        )
+        self.heed()
 
     async def _copy_batch(self, run: Run, actions: Sequence[Action]) -> None:
         """Copies that the sink does by itself, or small ones through memory; what has changed meanwhile,
@@ -301,7 +300,7 @@ class Items:
             else:
                 self.failed(run, action, error)
                 last = error
-                unlucky = max(unlucky + error.transient, _bad_luck(error))
+                unlucky = max(unlucky + error.transient, bad_luck(error))
 
         is_fresh = False
         actions = await self.backed_up(run, actions)
@@ -399,18 +398,17 @@ class Items:
                 pause = None if is_over else patience.pause([error])
                 if pause is None:
                     self.failed(run, action, error)
-                    self._learn(0, _bad_luck(error), error)
+                    self._learn(0, bad_luck(error), error)
                     return
                 await asyncio.sleep(pause)
 
     def _learn(self, copied: int, unlucky: int, error: FastsyncError | None) -> None:
-        """What a call came to: when there has been nothing but bad luck for long, enough is enough."""
-        self._unlucky = 0 if copied else self._unlucky + unlucky
-        if self._unlucky >= HOPELESS and self.fatal is None and error is not None:
-            self.fatal = FastsyncError(
-                f"{self._unlucky} files in a row failed for passing reasons, at last: {error.message}",
-                hint="run the same command again later; it goes on where it stopped",
-            )
+        self.luck.learn(copied, unlucky, error)
+        self.heed()
+
+    def heed(self) -> None:
+        """Stop, where luck has run out."""
+        self.fatal = self.fatal or self.luck.over
 
     async def _try_copy(self, run: Run, action: Action) -> None:
         work = run.work
@@ -563,11 +561,6 @@ def _is_worth_another(work: Work, error: FastsyncError) -> bool:
     """Whether a fresh look may help: a file that changed may stand still now, bytes that came wrong may come
     right."""
     return isinstance(error, IntegrityError) or (isinstance(error, Changed) and work.vet is None)
-
-
-def _bad_luck(error: FastsyncError) -> int:
-    """How much a failure says of the ones to come: much, if a server has asked for patience all the time."""
-    return HOPELESS // 4 if isinstance(error, Throttled) else int(error.transient)
 
 
 def not_saved(error: FastsyncError) -> FastsyncError:

@@ -27,6 +27,7 @@ from fastsync.errors import (
 )
 from fastsync.events import Item, Observer, Totals
 from fastsync.location import Location
+from fastsync.patience import Luck, bad_luck
 from fastsync.plan import PlanPage
 from fastsync.removal import Remover
 from fastsync.renaming import rename
@@ -157,7 +158,7 @@ async def _remove_sources(
     async with Remover(request, tally) as remover:
         for number, moved in enumerate(done):
             sink = as_sink(moved.source)
-            look = _Look(moved, request, tally)
+            look = _Look(moved, request, tally, remover.luck)
             try:
                 async with closing(look.unchanged(works.list_again(number))) as batches:
                     async for batch in batches:
@@ -178,7 +179,8 @@ async def _remove_sources(
 class _Look:
     """A last look at sources before they go: they still are what was copied, and not the copies."""
 
-    def __init__(self, moved: _Moved, request: Request, tally: Tally) -> None:
+    def __init__(self, moved: _Moved, request: Request, tally: Tally, luck: Luck) -> None:
+        self._luck = luck
         self._moved = moved
         self._tally = tally
         self._slots = asyncio.Semaphore(request.settings.jobs)
@@ -205,13 +207,17 @@ class _Look:
     async def _asked(self, entries: Sequence[Entry]) -> list[Entry]:
         async def ask(entry: Entry) -> bool:
             source = self._moved.source
+            if self._luck.over is not None:
+                return False
             try:
                 async with self._slots:
                     now = await source.stat(entry.path, follow=entry.kind == "file")
             except NotFound:
                 return False  # somebody else has removed it
             except FastsyncError as error:
+                self._luck.learn(0, bad_luck(error), error)
                 return self._stays(entry, error)
+            self._luck.learn(1, 0, None)
             return await self._may_go(entry, now)
 
         answers = await asyncio.gather(*map(ask, entries))

@@ -27,6 +27,34 @@ THROTTLED_TRIES: Final = 20
 LONGEST_THROTTLED_S: Final = 5.0
 
 
+# So many files in a row that failed for passing reasons, each with all its tries, and the run is over: it
+# would only ask a server that is down again and again.
+HOPELESS: Final = 20
+
+
+class Luck:
+    """How it goes with one file after the other: when there has been nothing but bad luck for long, enough is
+    enough, and `over` is why."""
+
+    def __init__(self) -> None:
+        self.over: FastsyncError | None = None
+        self._unlucky = 0
+
+    def learn(self, went_well: int, unlucky: int, error: FastsyncError | None) -> None:
+        """What one call came to, for so many files; `error` is the last of what failed."""
+        self._unlucky = 0 if went_well else self._unlucky + unlucky
+        if self._unlucky >= HOPELESS and self.over is None and error is not None:
+            self.over = FastsyncError(
+                f"{self._unlucky} files in a row failed for passing reasons, at last: {error.message}",
+                hint="run the same command again later; it goes on where it stopped",
+            )
+
+
+def bad_luck(error: FastsyncError) -> int:
+    """How much a failure says of the ones to come: much, if a server has asked for patience all the time."""
+    return HOPELESS // 4 if isinstance(error, Throttled) else int(error.transient)
+
+
 class Patience:
     """How often one thing is tried again, and after which pause.
 
@@ -89,6 +117,7 @@ async def patiently(
     done: Callable[[Sequence[T]], None],
     failed: Callable[[T, FastsyncError], None],
     may_retry: MayRetry,
+    luck: Luck | None = None,
 ) -> None:
     """Make the call, and again for items that failed for a passing reason, while `Patience` lasts. `done` and
     `failed` hear of each item once.
@@ -115,12 +144,17 @@ async def patiently(
                 failed(item, answer)
         if good:
             patience.went_well()
+            if luck is not None:
+                luck.learn(len(good), 0, None)
         if not again:
             waiting, width = rest, len(rest)
             continue
         errors = [error for _, error in again]
         pause = patience.pause(errors)
         if pause is None:
+            if luck is not None:
+                count = max(len(again) + len(rest), bad_luck(errors[-1]))
+                luck.learn(0, count, errors[-1])
             for item, last in again:
                 failed(item, last)
             for item in rest:

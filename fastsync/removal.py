@@ -16,7 +16,7 @@ from fastsync.backend import Entry, KeepsDirectories, ScanOptions, Sink, closing
 from fastsync.errors import Conflict, FastsyncError, NotFound, UsageError, caused
 from fastsync.events import Item
 from fastsync.location import Location
-from fastsync.patience import patiently
+from fastsync.patience import Luck, patiently
 from fastsync.session import (
     Place,
     Request,
@@ -43,12 +43,15 @@ class Remover:
         self.tally = tally
         self._request = request
         self._pool = WorkerPool(request.settings.jobs)
+        self.luck = Luck()
 
     async def __aenter__(self) -> Remover:
         return self
 
     async def __aexit__(self, *_error: object) -> None:
         await self._pool.stop()
+        if self.luck.over is not None:
+            self._request.observer.note(f"stopped early: {self.luck.over}")
 
     async def submit(self, sink: Sink, entries: Sequence[Entry]) -> None:
         """Begin to delete files, in batches; waits while too many are under way."""
@@ -61,7 +64,8 @@ class Remover:
         await self._pool.drain()
 
     async def delete(self, sink: Sink, entries: Sequence[Entry], *, may_stay: bool = False) -> None:
-        """Delete a batch now. With `may_stay` a directory with something left in it is no failure."""
+        """Delete a batch now, unless luck has run out. With `may_stay` a directory with something left in it
+        is no failure."""
 
         def done(gone: Sequence[Entry]) -> None:
             for entry in gone:
@@ -71,13 +75,16 @@ class Remover:
             if not (may_stay and entry.kind == "dir" and isinstance(error, Conflict)):
                 self.tally.failed("delete", entry.path, None, _place(sink, entry), error)
 
+        if self.luck.over is not None:
+            return
         if self._request.settings.dry_run:
             # Whether a directory would be empty by then cannot be told.
             done([entry for entry in entries if not (may_stay and entry.kind == "dir")])
         else:
             await patiently(
-                sink.delete, entries, done=done, failed=failed, may_retry=self.may_retry
-            )
+                sink.delete, entries, done=done, failed=failed, may_retry=self.may_retry,
+                luck=self.luck,
+            )  # fmt: skip
 
     def may_retry(self, attempt: int) -> bool:
         """Whether there is another try after attempt number `attempt`, from 0; counts it."""

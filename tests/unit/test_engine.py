@@ -1188,6 +1188,25 @@ async def test_a_store_that_is_down_is_left_alone(world: World) -> None:
         assert world.theirs.faults.calls[method] < 600
 
 
+@pytest.mark.parametrize("what", ["delete", "mkdir"])
+async def test_a_store_that_is_down_for_what_is_quick(world: World, what: str) -> None:
+    """Deletions and directories, too: what is asked has an end, however many there are."""
+    count = 3000
+    if what == "mkdir" and not world.within:
+        pytest.skip("a bucket has no directories")
+    if what == "delete":
+        world.have({"new": b"new"})
+        world.old({f"{number:04}": b"x" for number in range(count)})
+    else:
+        world.have({f"{number:04}/file": b"x" for number in range(count)})
+    method = {"delete": "delete", "mkdir": "make_directories"}[what]
+    world.theirs.faults.always(method, Transient("it is down"))
+    summary = await world.run(delete=True)
+    assert summary.exit_code == 1
+    assert any("in a row" in note for note in world.watcher.notes)
+    assert 0 < world.theirs.faults.calls[method] < 2 * count
+
+
 async def test_bad_luck_now_and_then_stops_nothing(world: World) -> None:
     world.have({f"{number:03}": noise(100) for number in range(200)})
     method = "copy_from" if world.within else "upload"

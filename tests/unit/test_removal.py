@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,11 @@ class Watcher:
     def __init__(self) -> None:
         self.items: list[Item] = []
         self.notes: list[str] = []
+        self.after: Callable[[int], None] = lambda _count: None
 
     def item(self, item: Item) -> None:
         self.items.append(item)
+        self.after(len(self.items))
 
     def note(self, text: str) -> None:
         self.notes.append(text)
@@ -366,3 +368,30 @@ def test_what_is_looked_at_first_gets_patience_too(box: str, method: str) -> Non
     summary = fastsync.sync("mem://b/t", "mem://to/new")
     assert summary.exit_code == 0
     assert "new/a" in box_of("mem", "to").files()
+
+
+# -- a store that is down ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["rm", "mv"])
+def test_a_store_that_is_down_is_left_alone(scheme: str, verb: str) -> None:
+    """After enough files in a row the rest is not tried: what is asked of it has an end, however many
+    files there are."""
+    names = [f"t/{number:04}" for number in range(5000)]
+    box, watcher = filled(scheme, names), Watcher()
+    options: dict[str, Any] = {"recursive": True, "retry_count": 1, "observer": watcher, "jobs": 2}
+
+    def goes_down(copied: int) -> None:
+        if copied == len(names):
+            box.faults.always("delete", Transient("it is down"))
+
+    if verb == "rm":
+        goes_down(len(names))
+        summary = fastsync.rm(f"{scheme}://b/t", **options)
+    else:
+        watcher.after = goes_down
+        summary = fastsync.mv(f"{scheme}://b/t", f"{scheme}://other/", **options)
+    assert summary.exit_code == 1
+    assert len(box.files()) == len(names)
+    assert any("in a row" in note for note in watcher.notes)
+    assert 0 < box.faults.calls["delete"] < 5000
