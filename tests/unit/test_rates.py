@@ -195,26 +195,30 @@ async def test_what_a_limit_of_ours_holds_back_is_not_slow(tmp_path: Path) -> No
 @pytest.mark.parametrize("coding", ["Transfer-Encoding: chunked", "Connection: close"])
 async def test_our_own_reader_may_pause(coding: str) -> None:
     """What it does not take for a while is not what the server does not send."""
+    goes_on = asyncio.Event()
+    some, pieces = b"x" * 256, 6
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(f"HTTP/1.1 200 OK\r\n{coding}\r\n\r\n".encode())
-        some = b"x" * 256
-        for _ in range(30):
+        for number in range(pieces):
+            if number == 3:  # as far ahead as it is read
+                await goes_on.wait()
             writer.write(b"100\r\n" + some + b"\r\n" if "chunked" in coding else some)
             await writer.drain()
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.005)
         if "chunked" in coding:
             writer.write(b"0\r\n\r\n")
         await writer.drain()
 
     got = 0
-    async with wired(script, stall_timeout_s=0.2, min_rate=2000) as wire:
+    async with wired(script, stall_timeout_s=0.5, min_rate=4000) as wire:
         async for piece in wire.receive(GET, check=accept, refused=refused):
             got += len(piece)
-            if got < 5 * 256:
-                await asyncio.sleep(0.3)
-    assert got == 30 * 256
+            if not goes_on.is_set():
+                await asyncio.sleep(0.8)
+                goes_on.set()
+    assert got == pieces * len(some)
 
 
 async def fetch(wire: Wire, how: str) -> object:
