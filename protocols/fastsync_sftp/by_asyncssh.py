@@ -355,6 +355,7 @@ class AsyncsshDialer:
     def _error(self, error: BaseException, keys: HostKeys | None) -> FastsyncError | None:
         """The error of ours for one of asyncssh's; None for what is not an error of the connection."""
         import asyncssh
+        from asyncssh.packet import PacketDecodeError
 
         where = str(self._place)
         if type(error) is Transient:  # the session was cut before it began
@@ -414,6 +415,8 @@ class AsyncsshDialer:
             if error.filename is not None:
                 return UsageError(f"{error.filename}: {_said(error)}", where=where)
             return kind(self._cut() if kind is Throttled else _said(error), where=where)
+        if isinstance(error, PacketDecodeError):
+            return FastsyncError("what the server says is no SSH", where=where)
         if isinstance(error, ValueError):
             return UsageError(str(error), where=where)
         return None

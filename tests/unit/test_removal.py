@@ -377,7 +377,7 @@ def test_what_is_looked_at_first_gets_patience_too(box: str, method: str) -> Non
 def test_a_store_that_is_down_is_left_alone(scheme: str, verb: str) -> None:
     """After enough files in a row the rest is not tried: what is asked of it has an end, however many
     files there are."""
-    names = [f"t/{number:04}" for number in range(5000)]
+    names = [f"t/{number:04}" for number in range(3500)]
     box, watcher = filled(scheme, names), Watcher()
     options: dict[str, Any] = {"recursive": True, "retry_count": 1, "observer": watcher, "jobs": 2}
 
