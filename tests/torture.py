@@ -2,6 +2,7 @@
 
     scripts/torture                          ten minutes, and 300 kills
     scripts/torture --minutes 60 --seed 12
+    scripts/torture --sizes                  10 GB and a million files in little memory, instead
     scripts/torture --kills 0 --pair "S3 to local" --seed 7
 
 What fails says with which seed it does; the same seed does the same again, save for the moments of kills.
@@ -36,6 +37,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from model import backends, files, scripts, sync_in_trouble
 from pairs import Pair
 from rigs import PAIRS, Rig, rigs
+from sizes import many_files, one_large_file
 from sshd import running_sshd
 
 LIMIT_S = 90.0
@@ -52,7 +54,11 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--only", choices=[*PLACES], help="kills at this place alone")
     parser.add_argument("--pair", choices=PAIRS, help="changes and syncs between these alone")
+    parser.add_argument("--sizes", action="store_true", help="10 GB and a million files, no more")
     options = parser.parse_args()
+    if options.sizes:
+        sizes()
+        return 0
     say(f"seed {options.seed}, hypothesis {hypothesis.__version__}")
     if options.minutes > 0:
         pairs = (options.pair,) if options.pair else PAIRS
@@ -64,6 +70,17 @@ def main() -> int:
 
 def say(text: str) -> None:
     print(text, flush=True)  # noqa: T201
+
+
+def sizes() -> None:
+    """A file of 10 GB and a directory of a million files, in 400 MB of addresses. Takes 12 GB of the disk and
+    some minutes; raises AssertionError."""
+    with tempfile.TemporaryDirectory(prefix="fastsync-sizes-", dir="/var/tmp") as folder:
+        environ = {**os.environ, "HOME": folder, "XDG_STATE_HOME": f"{folder}/state"}
+        for figures in one_large_file(Path(folder), environ, 10_000_000_000):
+            say(str(figures))
+        for figures in many_files(Path(folder), environ, 1_000_000):
+            say(str(figures))
 
 
 # -- machines --------------------------------------------------------------------------------------------
