@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from fastsync.backend import ScanOptions, StoreOptions
 from fastsync.location import parse
+from fastsync_local import held
 from fastsync_local import walk as walk_module
 from fastsync_local.backend import LocalBackend
 from fastsync_local.held import MAX_HELD, open_root
@@ -510,11 +511,12 @@ def test_a_directory_that_cannot_be_read(
     """It is listed, its inside is a fault, and the walk goes on."""
     for path in ("a", "b/hidden", "c/d"):
         (tmp_path / path).mkdir(parents=True)
+    monkeypatch.setattr(held, "_PAUSES_S", (0.001,))
     failed = failing(monkeypatch, name, "b", number)
     rows, faults = listed(tmp_path)
     assert [row[0] for row in rows] == ["a", "b", "c", "c/d"]
     assert [fault[:2] for fault in faults] == [("b", number)]
-    assert failed() == 1
+    assert failed() == (2 if number == errno.EMFILE else 1)  # that may pass, and is waited for
 
 
 def test_a_link_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
