@@ -21,7 +21,7 @@ import threading
 
 from fastsync.errors import FastsyncError
 from fastsync.names import safe_parts
-from fastsync_local.held import HeldDirectories, insist
+from fastsync_local.held import HeldDirectories, insist, let_go
 from fastsync_local.parallel import PARALLEL_FROM, copies_plainly, in_parallel
 from fastsync_local.spelling import folds, refuse_other_spelling
 from fastsync_local.temporary import Names
@@ -300,7 +300,7 @@ def open_source(
         ):
             raise SourceChanged("the file was written to since it was listed")
     except BaseException:
-        os.close(fd)
+        let_go(fd)
         raise
     return fd, status
 
@@ -338,7 +338,7 @@ class Target:
         if names.folds is None and not rules.inplace:
             names.folds = folds(directory, self._temporary)
         if rules.inplace and not stat.S_ISREG(os.fstat(self.fd).st_mode):
-            os.close(self.fd)
+            let_go(self.fd)
             raise OSError(errno.EEXIST, "something that is no regular file stands there")
 
     def _open(self) -> int:
@@ -377,7 +377,7 @@ class Target:
     def leave(self) -> None:
         """Let go of it as it is, under its temporary name. Idempotent."""
         if self.fd >= 0:
-            os.close(self.fd)
+            let_go(self.fd)
             self.fd = -1
         self._temporary = ""
 
@@ -386,10 +386,7 @@ class Target:
         removed, as on a disk that became read-only, is told with the `reason`."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
-            try:
-                os.close(fd)
-            except OSError:
-                pass  # it is closed; a disk that says here what became of the bytes says nothing of use
+            let_go(fd)
         if self._temporary and not self._rules.inplace:
             try:
                 insist(self._directory, lambda: os.unlink(self._temporary, dir_fd=self._directory))
@@ -548,7 +545,7 @@ class Copier:
                 target.drop(error)
                 raise
         finally:
-            os.close(source)
+            let_go(source)
 
     def _reread(self, source: int, before: os.stat_result, target: int, size: int) -> None:
         """Compare what was written with the source. Raises Differs, Stopped, OSError; a source that changes

@@ -11,7 +11,7 @@ from typing import Final
 
 from fastsync.errors import Unsupported
 from fastsync_local.copying import split
-from fastsync_local.held import HeldDirectories, insist
+from fastsync_local.held import HeldDirectories, insist, let_go
 
 # ACLs are attributes of these names (acl(5)); "security." and "trusted." belong to the machine.
 _KINDS: Final = ("user.", "system.posix_acl_access", "system.posix_acl_default")
@@ -42,7 +42,7 @@ def read_xattrs(held: HeldDirectories, path: str) -> dict[str, bytes]:
     try:
         return _attributes(f"/proc/self/fd/{fd}")
     finally:
-        os.close(fd)
+        let_go(fd)
 
 
 def sync_by_path(fd: int) -> None:
@@ -55,7 +55,7 @@ def sync_by_path(fd: int) -> None:
     try:
         os.fsync(opened)
     finally:
-        os.close(opened)
+        let_go(opened)
 
 
 def write_xattrs(
@@ -90,7 +90,7 @@ def write_xattrs(
         if durable:
             sync_by_path(fd)
     finally:
-        os.close(fd)
+        let_go(fd)
 
 
 def link_identity(held: HeldDirectories, path: str) -> str | None:
@@ -119,9 +119,9 @@ def hard_link(held: HeldDirectories, existing: str, path: str, temporary: str) -
     with contextlib.ExitStack() as opened:
         # Going to the one directory may close the other.
         target = os.dup(held.get(directory, create=True))
-        opened.callback(os.close, target)
+        opened.callback(let_go, target)
         source = os.dup(held.get(above))
-        opened.callback(os.close, source)
+        opened.callback(let_go, source)
 
         def link() -> None:
             os.link(leader, temporary, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)

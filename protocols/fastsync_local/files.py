@@ -14,6 +14,7 @@ from fastsync.backend import READ_BUFFER, Buffer, Entry, PinnedFile, WriteOption
 from fastsync.errors import Changed, FastsyncError, IntegrityError, UsageError, from_os_error
 from fastsync_local.copying import Rules, Target, drop_cache, same_state, write_all
 from fastsync_local.crew import Crew
+from fastsync_local.held import let_go
 from fastsync_local.telling import tell_files
 from fastsync_local.temporary import KEPT_MODE, TEMPORARY
 
@@ -65,7 +66,7 @@ class LocalFile:
 
     def close(self) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
+            let_go(self._fd)
             self._fd = -1
 
 
@@ -235,7 +236,7 @@ class LocalUpload:
             self._open = False
             self._left = None
             self._target.drop()
-            os.close(self._directory)
+            let_go(self._directory)
 
     async def leave(self) -> None:
         """See `Leavable.leave`."""
@@ -246,7 +247,7 @@ class LocalUpload:
         if self._open:
             self._open = False
             self._target.leave()
-            os.close(self._directory)
+            let_go(self._directory)
 
 
 def write_data(fd: int, data: memoryview, position: int) -> None:

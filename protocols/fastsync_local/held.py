@@ -94,6 +94,17 @@ def insist(directory: int, work: Callable[[], T]) -> T:
     raise refusal
 
 
+def let_go(fd: int) -> None:
+    """Close a descriptor that nothing was written through, or of what is given up anyway.
+
+    It is closed whatever the disk answers (close(2)), and closing it again might close another's.
+    """
+    try:
+        os.close(fd)
+    except OSError:
+        pass
+
+
 def parent_of(fd: int, identity: tuple[int, int]) -> int | None:
     """A descriptor of the directory above, if it is the one with this (device, inode)."""
     try:
@@ -103,7 +114,7 @@ def parent_of(fd: int, identity: tuple[int, int]) -> int | None:
     status = os.fstat(above)
     if (status.st_dev, status.st_ino) == identity:
         return above
-    os.close(above)
+    let_go(above)
     return None
 
 
@@ -166,7 +177,7 @@ class HeldDirectories:
                 try:
                     refuse_other_spelling(parent, name)
                 except BaseException:
-                    os.close(fd)
+                    let_go(fd)
                     raise
             return fd
         try:
@@ -202,7 +213,7 @@ class HeldDirectories:
 
     def _drop(self, index: int) -> None:
         if index >= 0 and (fd := self._fds[index]) is not None:
-            os.close(fd)
+            let_go(fd)
             self._fds[index] = None
 
     def close(self) -> None:
@@ -213,7 +224,7 @@ class HeldDirectories:
         self._names.clear()
         self._identities.clear()
         if self._root_fd >= 0:
-            os.close(self._root_fd)
+            let_go(self._root_fd)
         self._root_fd = -1
 
 
@@ -233,7 +244,7 @@ def _sync_directory(path: str) -> None:
     try:
         os.fsync(fd)
     finally:
-        os.close(fd)
+        let_go(fd)
 
 
 class Root:
@@ -271,7 +282,7 @@ class Root:
     def identity(self) -> tuple[str, tuple[int, int]]:
         """Path and (device, inode), for a helper process to open the same one. Raises OSError."""
         if self._identity is None:
-            os.close(self.descriptor(create=True))
+            let_go(self.descriptor(create=True))
         assert self._identity is not None
         return self.path, self._identity
 
@@ -279,4 +290,4 @@ class Root:
         """Idempotent."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            os.close(fd)
+            let_go(fd)

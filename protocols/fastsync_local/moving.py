@@ -10,7 +10,7 @@ import stat
 from fastsync.backend import CopyJob
 from fastsync.errors import Changed, Conflict
 from fastsync_local.copying import split
-from fastsync_local.held import HeldDirectories, insist
+from fastsync_local.held import HeldDirectories, insist, let_go
 from fastsync_local.spelling import refuse_other_spelling
 
 
@@ -36,9 +36,9 @@ def move(theirs: HeldDirectories, ours: HeldDirectories, job: CopyJob) -> None:
     with contextlib.ExitStack() as opened:
         # Going to the one directory may close the other.
         target = os.dup(ours.get(directory, create=True))
-        opened.callback(os.close, target)
+        opened.callback(let_go, target)
         source = os.dup(theirs.get(above))
-        opened.callback(os.close, source)
+        opened.callback(let_go, source)
         now = os.stat(old, dir_fd=source, follow_symlinks=False)
         is_directory = stat.S_ISDIR(now.st_mode)
         if is_directory != (job.entry.kind == "dir") or not (

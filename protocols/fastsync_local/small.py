@@ -20,7 +20,7 @@ from fastsync_local.copying import (
     write_all,
 )
 from fastsync_local.files import rules_for, write_error
-from fastsync_local.held import HeldDirectories
+from fastsync_local.held import HeldDirectories, let_go
 from fastsync_local.temporary import Names
 
 Where = Callable[[str], str]
@@ -74,7 +74,7 @@ def _read(held: HeldDirectories, entry: Entry, follow: bool) -> bytes:
             raise SourceChanged("the file changed while it was read")
         return data
     finally:
-        os.close(fd)
+        let_go(fd)
 
 
 def write_files(

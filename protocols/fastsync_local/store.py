@@ -66,7 +66,7 @@ from fastsync_local.files import (
     rules_for,
     write_error,
 )
-from fastsync_local.held import OPEN_DIRECTORY, HeldDirectories, Root, insist
+from fastsync_local.held import OPEN_DIRECTORY, HeldDirectories, Root, insist, let_go
 from fastsync_local.lanes import Lane, LaneFailed
 from fastsync_local.moving import device_of, move
 from fastsync_local.small import PageCache, read_files, write_files
@@ -392,7 +392,7 @@ class LocalStore:
                     target.leave()
                     raise Changed("it is not as it was left", where=self.where(path))
             except BaseException:
-                os.close(own)
+                let_go(own)
                 raise
         return LocalUpload(self._crew, own, target, path, like, self.where(path), options)
 
@@ -502,7 +502,7 @@ class LocalStore:
             sweep(directory, GLANCE)
 
     def _make_root_durable(self) -> None:
-        os.close(self.root.descriptor(create=True, durable=True))
+        let_go(self.root.descriptor(create=True, durable=True))
 
     def _glance_above(self, path: str) -> None:
         with contextlib.suppress(OSError, FastsyncError), self._parent(path) as (directory, _):
@@ -675,7 +675,7 @@ class LocalStore:
                 if options.durable and job.entry.kind != "link":
                     extras.sync_by_path(fd)
             finally:
-                os.close(fd)
+                let_go(fd)
 
         return await self._each(jobs, lambda job: job.path, one, method="attributes")
 
@@ -844,7 +844,7 @@ def _remove_directory(parent: int, name: str) -> None:
         try:
             sweep(inner)
         finally:
-            os.close(inner)
+            let_go(inner)
         os.rmdir(name, dir_fd=parent)
 
 

@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 
-from fastsync_local.held import MAX_HELD, OPEN_DIRECTORY, Patience, parent_of
+from fastsync_local.held import MAX_HELD, OPEN_DIRECTORY, Patience, let_go, parent_of
 from fastsync_local.temporary import TEMPORARY, remove_abandoned
 
 TYPE_CHECKING = False
@@ -53,7 +53,7 @@ class _Level:
 
     def close(self) -> None:
         if self.fd is not None:
-            os.close(self.fd)
+            let_go(self.fd)
             self.fd = None
 
     def let_go(self) -> None:
@@ -296,7 +296,7 @@ class Walk:
             self._list(inner)
         except OSError as error:
             if fd >= 0:
-                os.close(fd)
+                let_go(fd)
             self._fault(level, name, error)
             return
         self._stack.append(inner)

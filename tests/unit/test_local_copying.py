@@ -37,6 +37,7 @@ from fastsync_local.copying import (
 )
 from fastsync_local.held import open_root
 from fastsync_local.temporary import TEMPORARY, Names
+from fastsync_local.walk import Walk
 
 if TYPE_CHECKING:
     from fastsync_local.copying import Job, Problem
@@ -875,3 +876,35 @@ def test_a_directory_that_cannot_be_synced(place: Place, patient: Patient) -> No
 
     patient.replace("fsync", fail)
     assert place.copy(*jobs, durable=True) == [("write", errno.EIO, os.strerror(errno.EIO))] * 2
+
+
+def test_a_close_that_fails_is_not_done_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By then the number may be another thread's; and of what was only read a disk says nothing of use."""
+    for number in range(6):
+        path = tmp_path / "src" / str(number) / "deep" / "file"
+        path.parent.mkdir(parents=True)
+        path.write_text(str(number))
+    really = os.close
+    failed: list[int] = []
+
+    def close(fd: int) -> None:
+        written = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE  # EBADF for what is closed already
+        really(fd)
+        if written == os.O_RDONLY:
+            failed.append(fd)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    (tmp_path / "dest").mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "close", close)
+        ((rows, faults, _),) = list(Walk(open_root(str(tmp_path / "src"))))
+        jobs = [(row[0], row[0], row[2], row[3], row[4], None) for row in rows if row[1] == "file"]
+        src, dest = (open_root(str(tmp_path / name)) for name in ("src", "dest"))
+        copier = Copier(src, dest, Rules(), stopped=lambda: False, moved=lambda _count: None)
+        assert copier.run(jobs) == [None] * 6  # type: ignore[arg-type]
+        copier.close()
+        copier.close()
+    assert faults == []
+    assert len(failed) > 30
