@@ -54,9 +54,12 @@ class Left(NamedTuple):
         return sum(stop - start for start, stop in self.record.ranges)
 
 
-async def leftovers(request: Request, place: str | None = None) -> AsyncIterator[Left]:
-    """What is written down and, with a `place`, only what is below it, with the temporary files there; what
-    is in hand among them. Raises ListingError for a place that does not exist."""
+async def leftovers(
+    request: Request, place: str | None = None, *, searches: bool = True
+) -> AsyncIterator[Left]:
+    """What is written down and, with a `place`, only what is below it, with the temporary files there if it
+    `searches` for them; what is in hand among them. Raises ListingError for a place to search that does not
+    exist."""
     records = _records(request)
     if place is None:
         for record in records:
@@ -69,7 +72,7 @@ async def leftovers(request: Request, place: str | None = None) -> AsyncIterator
             target = parse(record.place).child(record.path)
             if (_comparable(target) + "/").startswith(below + "/"):
                 yield _written_down(record)
-        if isinstance(store, FindsLeftovers):
+        if searches and isinstance(store, FindsLeftovers):
             async for left in _found(store, records):
                 yield left
 

@@ -76,7 +76,7 @@ async def _cut_off(request: Request, place: str | None) -> list[tuple[Left, Reco
     """The last upload of each file that nobody works on; a look at the file finds those before it."""
     found: dict[tuple[str, str], tuple[Left, Record]] = {}
     elsewhere = 0
-    async with closing(leftovers(request, place)) as lefts:
+    async with closing(leftovers(request, place, searches=False)) as lefts:
         async for left in lefts:
             record = left.record
             elsewhere += record is not None and left.state == "elsewhere"
