@@ -154,7 +154,7 @@ def kills(chance: random.Random, runs: int, names: list[str]) -> bool:
             scratch = Path(
                 stack.enter_context(tempfile.TemporaryDirectory(prefix="fastsync-torture-"))
             )
-            tree = {f"{number % 9}/{number}": chance.randbytes(4000) for number in range(300)}
+            tree = {f"{number % 9}/{number}": chance.randbytes(4000) for number in range(600)}
             tree |= {"large": chance.randbytes(24 << 20), "middle": chance.randbytes(700_000)}
             write(scratch / "source", tree)
             environ = {**os.environ, "HOME": str(scratch), "XDG_STATE_HOME": str(scratch / "state")}

@@ -97,7 +97,8 @@ def test_another_boot_may_have_lost_it(tmp_path: Path) -> None:
     journal.close()
 
 
-def test_a_journal_of_the_version_before(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_journal_of_a_version_before(tmp_path: Path, version: int) -> None:
     connection = sqlite3.connect(tmp_path / FILE)
     connection.execute(
         "CREATE TABLE uploads (id INTEGER PRIMARY KEY, place BLOB NOT NULL, settings TEXT NOT NULL,"
@@ -107,12 +108,15 @@ def test_a_journal_of_the_version_before(tmp_path: Path) -> None:
     connection.execute(
         "INSERT INTO uploads VALUES (1, x'78', '{}', x'79', 't', 'h', 'b', 1, '2', 3)"
     )
-    connection.execute("PRAGMA user_version = 1")
+    if version == 2:
+        for column in ("source BLOB", "validator TEXT", "size INTEGER", "ranges TEXT"):
+            connection.execute(f"ALTER TABLE uploads ADD COLUMN {column}")
+    connection.execute(f"PRAGMA user_version = {version}")
     connection.commit()
     connection.close()
     journal = Journal(str(tmp_path))
     (old,) = journal.records()
-    assert (old.place, old.path, old.version, old.ranges) == ("x", "y", None, [])
+    assert (old.place, old.path, old.version, old.ranges, old.origin) == ("x", "y", None, [], None)
     journal.note("/place", {}, "f", "ticket", VERSION)
     assert [record.version for record in journal.records()] == [None, VERSION]
     journal.close()
