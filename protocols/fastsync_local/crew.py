@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from fastsync.backend import Progress
+from fastsync.errors import NameRefused
 from fastsync.threads import in_thread
 from fastsync_local.advance import Advance, Onwards
 from fastsync_local.copying import Copier, Rules
@@ -34,7 +35,8 @@ def _sweep(target: Root, jobs: list[Job]) -> None:
         held = HeldDirectories(target.descriptor())
         try:
             for directory in sorted({job[1].rpartition("/")[0] for job in jobs}):
-                with contextlib.suppress(OSError):  # it is not made yet
+                # It is not made yet, or none that a copy would go into either.
+                with contextlib.suppress(OSError, NameRefused):
                     sweep(held.get(directory))
         finally:
             held.close()
