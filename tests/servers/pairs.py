@@ -128,6 +128,7 @@ class Pair(RuleBasedStateMachine):
         self.home.mkdir()
         (self.root / "outside").write_bytes(b"outside")
         self.is_interrupted = False
+        self.is_open = False  # since it converged something has happened
 
     def teardown(self) -> None:
         self.rig.behave()
@@ -141,6 +142,15 @@ class Pair(RuleBasedStateMachine):
     @rule(side=sides, path=paths, content=contents, when=times)
     def write(self, side: str, path: str, content: Content, when: int) -> None:
         self._side(side).write(path, content[0] * content[1], when)
+
+    @rule(
+        side=sides, count=st.integers(5, 40), size=st.sampled_from([10, 3000, 150_000]), when=times
+    )
+    def plant(self, side: str, count: int, size: int, when: int) -> None:
+        """Many files, so that there is something to be in the middle of."""
+        for number in range(count):
+            path = f"many/{number % 3}/{number}"
+            self._side(side).write(path, bytes([number]) * size, when)
 
     @rule(path=paths, content=contents, when=times, later=st.integers(-(10**10), 10**10))
     def write_both(self, path: str, content: Content, when: int, later: int) -> None:
@@ -211,7 +221,7 @@ class Pair(RuleBasedStateMachine):
             assert not done.attributes_set or told.get("archive"), f"{told} again: {again}"
             assert self.dest.picture() == now
 
-    @rule(told=options, at=st.integers(1, 60), by=st.sampled_from(["step", "step", "bytes", "ms"]))
+    @rule(told=options, at=st.integers(1, 99), by=st.sampled_from(["step", "step", "bytes", "ms"]))
     def kill(self, told: Options, at: int, by: str) -> None:
         """The real command, ended by kill -9 in the middle."""
         expected, backup = self._prepare(told)
@@ -220,11 +230,11 @@ class Pair(RuleBasedStateMachine):
         assert code == KILLED or code in range(9), said
         self._judge(expected, code, backup, is_troubled=True, note=said)
 
-    @rule(told=options, turns=st.integers(0, 2000), pause_ms=st.integers(0, 40))
-    def cancel(self, told: Options, turns: int, pause_ms: int) -> None:
+    @rule(told=options, at=st.integers(1, 99), by=st.sampled_from(["turns", "bytes", "ms"]))
+    def cancel(self, told: Options, at: int, by: str) -> None:
         """The library, cancelled in the middle."""
         expected, backup = self._prepare(told)
-        summary = self._run(told, backup, cut=(turns, pause_ms / 1000))
+        summary = self._run(told, backup, cut=(at, by))
         self.is_interrupted |= summary.exit_code == CANCELLED
         self._judge(expected, summary.exit_code, backup, is_troubled=True, note=str(summary))
 
@@ -253,6 +263,7 @@ class Pair(RuleBasedStateMachine):
         self.is_interrupted |= summary.exit_code != 0
         self._judge(expected, summary.exit_code, backup, is_troubled=True, note=str(summary))
 
+    @precondition(lambda self: self.is_open)
     @rule()
     def converge(self) -> None:
         told: Options = {"delete": True, "checksum": True, "allow_empty_source": True}
@@ -273,7 +284,7 @@ class Pair(RuleBasedStateMachine):
         cleaned = asyncio.run(run_clean(self._request({})))
         assert cleaned.exit_code == 0, cleaned
         assert not self.dest.debris()
-        self.is_interrupted = False
+        self.is_interrupted = self.is_open = False
 
     @invariant()
     def nothing_is_outside(self) -> None:
@@ -284,6 +295,7 @@ class Pair(RuleBasedStateMachine):
     # -- how -----------------------------------------------------------------------------------------
 
     def _prepare(self, told: Options) -> tuple[Expected, Side | None]:
+        self.is_open = True
         if not told.get("delete"):
             told.pop("delete_excluded", None)
         if told.get("ignore_times"):
@@ -306,18 +318,24 @@ class Pair(RuleBasedStateMachine):
         return Request(found.settings, rules, place_settings=settings, state_folder=str(self.state))
 
     def _run(
-        self, told: Options, backup: Side | None, cut: tuple[int, float] | None = None
+        self, told: Options, backup: Side | None, cut: tuple[int, str] | None = None
     ) -> Summary:
         """In this process; what is raised is a summary, too."""
-        request = self._request(told, backup)
+        request, passed = self._request(told, backup), self.rig.passed()
 
         async def run() -> Summary:
             task = asyncio.create_task(run_sync(self.source.url, self.dest.url, request))
             if cut is None:
                 return await asyncio.wait_for(task, LIMIT_S)
-            for _ in range(cut[0]):
-                await asyncio.sleep(0)
-            await asyncio.sleep(cut[1])
+            at, by = cut
+            if by == "bytes":
+                while not task.done() and self.rig.passed() - passed < at * at * 1000:
+                    await asyncio.sleep(0)
+            elif by == "turns":
+                for _ in range(at * 10):
+                    await asyncio.sleep(0)
+            else:
+                await asyncio.wait([task], timeout=at / 200)
             task.cancel()
             return await task
 
