@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -131,6 +132,23 @@ async def whole(pages: AsyncIterator[Page], store: Source) -> AsyncIterator[Page
         raise found from caused(found, error)
 
 
+async def _close(opened: Iterable[Source | Backend]) -> None:
+    """Close all of them, one after the other, though one fails. A cancellation waits for it: of what is
+    let go of half way (a process, a connection) nobody else knows. A second one does not."""
+
+    async def close() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            for each in reversed([*opened]):
+                stack.push_async_callback(each.aclose)
+
+    ending = asyncio.create_task(close())
+    try:
+        await asyncio.shield(ending)
+    except asyncio.CancelledError:
+        await ending
+        raise
+
+
 def located(place: Place) -> Location:
     """The place that is meant. Raises UsageError for what is none."""
     return place if isinstance(place, Location) else parse(os.fspath(place))
@@ -155,8 +173,7 @@ class Shared:
 
     async def aclose(self) -> None:
         """Close the protocols, after the last run."""
-        for backend in self.backends.values():
-            await backend.aclose()
+        await _close(self.backends.values())
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -380,13 +397,12 @@ class Session:
     async def __aexit__(self, kind: object, *_error: object) -> None:
         if kind is None:
             self._tell_unread()
-        for store in self._stores.values():
-            await store.aclose()
-        if self.request.shared is None:
-            for backend in self._backends.values():
-                await backend.aclose()
-        if self.uploads is not None:
-            self.uploads.close()
+        backends = self._backends.values() if self.request.shared is None else ()
+        try:
+            await _close([*self._stores.values(), *backends])
+        finally:
+            if self.uploads is not None:
+                self.uploads.close()
 
     async def open(
         self, location: Location, *, follow: bool = False, side: Side = "source"

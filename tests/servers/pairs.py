@@ -114,6 +114,15 @@ refusals = st.tuples(
 )  # fmt: skip
 
 
+def children() -> set[str]:
+    """The numbers of this process's own ones, where the kernel tells (CONFIG_PROC_CHILDREN)."""
+    found: set[str] = set()
+    for task in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # a thread that has just ended
+            found.update(task.read_text().split())
+    return found
+
+
 class Pair(RuleBasedStateMachine):
     """Two ends, changed at random and synced with random options."""
 
@@ -320,7 +329,14 @@ class Pair(RuleBasedStateMachine):
     def _run(
         self, told: Options, backup: Side | None, cut: tuple[int, str] | None = None
     ) -> Summary:
-        """In this process; what is raised is a summary, too."""
+        """In this process; what is raised is a summary, too. No process of its own outlives it."""
+        before = children()
+        try:
+            return self._run_here(told, backup, cut)
+        finally:
+            assert children() <= before
+
+    def _run_here(self, told: Options, backup: Side | None, cut: tuple[int, str] | None) -> Summary:
         request, passed = self._request(told, backup), self.rig.passed()
 
         async def run() -> Summary:

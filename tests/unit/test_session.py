@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -222,3 +224,49 @@ def test_places_are_created_and_links_signed(monkeypatch: pytest.MonkeyPatch) ->
         fastsync.presign("bucket://b/dir/")
     with pytest.raises(UsageError, match="signed"):
         fastsync.presign("mem://b/f")
+
+
+class Slow(BareMemoryStore):
+    """Closing it takes some turns of the loop, and may fail."""
+
+    closed: ClassVar[list[str]] = []
+
+    async def aclose(self) -> None:
+        for _ in range(5):
+            await asyncio.sleep(0)
+        self.closed.append(self.location.host)
+        if self.location.host == "bad":
+            raise Conflict("it does not close")
+
+
+async def open_and_close(*places: str) -> None:
+    async with Session(Request()) as session:
+        for place in places:
+            await session.open(parse(place))
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_all_is_closed_though_the_run_is_cancelled_meanwhile(
+    turns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MemoryBackend, "_store", Slow)
+    monkeypatch.setattr(Slow, "closed", [])
+
+    task = asyncio.create_task(open_and_close("mem://one", "mem://two"))
+    await asyncio.sleep(0)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert Slow.closed == ["one", "two"]
+
+
+async def test_one_that_does_not_close_keeps_no_other_from_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(MemoryBackend, "_store", Slow)
+    monkeypatch.setattr(Slow, "closed", [])
+    with pytest.raises(Conflict):
+        await open_and_close("mem://bad", "mem://two")
+    assert Slow.closed == ["bad", "two"]
