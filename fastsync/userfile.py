@@ -24,6 +24,7 @@ from pydantic_core import core_schema as schema
 from fastsync.errors import ConfigError, UsageError
 from fastsync.location import LOCAL_SCHEME, parse
 from fastsync.settings import SETTINGS, is_secret
+from fastsync.trust import mistrust
 from fastsync.values import MIB, TEXT, meant, size_text, toml_name
 
 _LARGEST_FILE: Final = MIB
@@ -70,8 +71,8 @@ def _read_own(path: Path) -> tuple[str, bool]:
         with open(path, "rb") as stream:
             # Judge what was opened: the name may mean another file by now.
             status = os.fstat(stream.fileno())
-            if stat.S_ISREG(status.st_mode):  # /dev/null and <(...) are fine
-                _refuse_foreign(path, status)
+            if (wrong := mistrust(str(path), stream.fileno())) is not None:
+                raise ConfigError(f"the configuration: {wrong[0]}", where=str(path), hint=wrong[1])
             data = stream.read(_LARGEST_FILE + 1)
     except OSError as error:
         missing = isinstance(error, FileNotFoundError | NotADirectoryError)
@@ -82,21 +83,6 @@ def _read_own(path: Path) -> tuple[str, bool]:
             f"a configuration is not larger than {size_text(_LARGEST_FILE)}", where=str(path)
         )
     return _decode(path, data), bool(status.st_mode & (stat.S_IRGRP | stat.S_IROTH))
-
-
-def _refuse_foreign(path: Path, status: os.stat_result) -> None:
-    if status.st_uid not in (os.geteuid(), 0):
-        raise ConfigError(
-            "the configuration belongs to another user",
-            where=str(path),
-            hint=f"to make it yours: chown {os.geteuid()} {path}",
-        )
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise ConfigError(
-            "others can write the configuration",
-            where=str(path),
-            hint=f"to stop that: chmod go-w {path}",
-        )
 
 
 def _decode(path: Path, data: bytes) -> str:

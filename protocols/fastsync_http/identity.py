@@ -16,6 +16,7 @@ from typing import Final
 from fastsync.errors import ConfigError, UsageError
 from fastsync.location import Location
 from fastsync.redaction import conceal
+from fastsync.trust import OTHERS_USE, mistrust
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
@@ -85,6 +86,10 @@ def _basic(user: str, password: str) -> str:
 def _from_netrc(location: Location, environ: Mapping[str, str]) -> tuple[str, str] | None:
     path = environ.get("NETRC") or os.path.expanduser("~/.netrc")
     try:
+        with open(path, "rb") as file:
+            wrong = mistrust(path, file.fileno())
+        if wrong is not None:
+            raise ConfigError(wrong[0], where=path, hint=wrong[1])
         found = netrc.netrc(path).authenticators(location.host)
     except FileNotFoundError:
         return None
@@ -116,12 +121,8 @@ def _read_private(path: str) -> str:
         os.close(fd)
         raise ConfigError("the header file is no regular file", where=path)
     with open(fd, "rb") as file:
-        if status.st_mode & 0o077:
-            raise ConfigError(
-                "others can read the header file", where=path, hint=f"chmod 600 {path}"
-            )
-        if status.st_uid not in (os.geteuid(), 0):
-            raise ConfigError("the header file belongs to somebody else", where=path)
+        if (wrong := mistrust(os.path.expanduser(path), fd, OTHERS_USE)) is not None:
+            raise ConfigError(f"the header file: {wrong[0]}", where=path, hint=wrong[1])
         data = file.read(_MAX_FILE + 1)
     if len(data) > _MAX_FILE:
         raise ConfigError("the header file is too long", where=path)

@@ -5,6 +5,7 @@ answer (tests compare the two)."""
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
@@ -60,6 +61,12 @@ def _sections(file: str) -> dict[str, dict[str, Any]]:
     path = os.path.expanduser(os.path.expandvars(file))
     if not os.path.isfile(path):
         return {}
+    # One that is not ours is common, where a container has it mounted; one that everybody can write may name
+    # a `credential_process`, which is run.
+    if os.stat(path).st_mode & stat.S_IWOTH:
+        raise ConfigError(
+            "others can write it", where=path, hint=f"to stop that: chmod go-w {path}"
+        )
     import configparser
 
     parser = configparser.RawConfigParser()

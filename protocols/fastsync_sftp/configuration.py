@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from fastsync.errors import UsageError
+from fastsync.errors import ConfigError, UsageError
+from fastsync.trust import OTHERS_USE, OTHERS_WRITE, mistrust
 from fastsync_sftp.host_keys import KnownHosts
 from fastsync_sftp.place import Place
+
+_USUAL: Final = "~/.ssh/config"
 
 
 class Configured(NamedTuple):
@@ -38,13 +41,15 @@ async def read_configuration(place: Place) -> Configured:
         arguments["username"] = place.user
     if place.config is not None:
         arguments["config"] = [_must_be_readable(place.config, place, "the SSH configuration")]
+    elif _readable([_USUAL]):
+        _must_be_readable(_USUAL, place, "the SSH configuration")
     # Without keys and known hosts: those are the files in question.
     options = await asyncssh.SSHClientConnectionOptions.construct(
         host=place.host, client_keys=None, known_hosts=b"", **arguments
     )
     config = options.config
     if place.identity is not None:
-        arguments["client_keys"] = [_must_be_readable(place.identity, place, "the key")]
+        arguments["client_keys"] = [_must_be_readable(place.identity, place, "the key", OTHERS_USE)]
     elif names := config.get("IdentityFile"):
         keys = _readable(names)
         arguments["client_keys"] = keys or (None if config.get("IdentitiesOnly") else [])
@@ -69,11 +74,15 @@ def _readable(names: list[str]) -> list[str]:
     return [name for name in names if os.access(Path(name).expanduser(), os.R_OK)]
 
 
-def _must_be_readable(name: str, place: Place, what: str) -> str:
-    path = Path(name).expanduser()
+def _must_be_readable(name: str, place: Place, what: str, forbidden: int = OTHERS_WRITE) -> str:
+    """The path of a file that we can read and, as ssh wants it, nobody else can write, or use."""
+    path = str(Path(name).expanduser())
     try:
-        with path.open("rb"):
-            return str(path)
+        with open(path, "rb") as file:
+            wrong = mistrust(path, file.fileno(), forbidden)
     except OSError as error:
         said = (error.strerror or str(error)).lower()
         raise UsageError(f"{what} cannot be read: {path}: {said}", where=str(place)) from error
+    if wrong is not None:
+        raise ConfigError(f"{what}: {wrong[0]}", where=path, hint=wrong[1])
+    return path

@@ -316,7 +316,10 @@ def test_headers_and_tokens(fastsync: Fastsync, web: Web, tmp_path: Path) -> Non
     done = fastsync("cat", "--header-file", "secrets", url)
     assert (done.code, done.stdout) == (2, "")
     # Where the secret is kept is none: nobody could put it right without.
-    assert "secrets: others can read the header file (chmod 600 secrets)" in done.stderr
+    assert (
+        "secrets: the header file: others can read it (to stop that: chmod 600 secrets)"
+        in done.stderr
+    )
     secrets.chmod(0o600)
     assert fastsync("cp", "--header-file", "secrets", url, "1").code == 0
     assert fastsync("cp", url, "2", env={"FASTSYNC_HEADER": "X-Token: hunter2"}).code == 0

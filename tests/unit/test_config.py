@@ -541,7 +541,9 @@ def test_a_file_that_others_can_write_is_refused(mode: int, tmp_path: Path) -> N
     path = tmp_path / "c.toml"
     path.write_text("[global]\n")
     path.chmod(mode)
-    assert f"others can write the configuration (to stop that: chmod go-w {path})" in refusal(path)
+    assert f"the configuration: others can write it (to stop that: chmod go-w {path})" in refusal(
+        path
+    )
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -549,6 +551,15 @@ def test_a_file_of_another_user_is_refused(write: WriteConfig) -> None:
     path = write("[global]\n")
     os.chown(path, 12345, -1)
     assert "belongs to another user" in refusal(path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give links away")
+def test_a_link_of_another_user_is_refused(write: WriteConfig, tmp_path: Path) -> None:
+    path = tmp_path / "link"
+    path.symlink_to(write("[global]\n"))
+    assert resolve({}, config_file=path, environ={}).notes == ()
+    os.chown(path, 12345, -1, follow_symlinks=False)
+    assert "a link of another user leads there" in refusal(path)
 
 
 def test_a_readable_file_with_secrets_is_noted(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_a_file_that_others_can_use(tmp_path: Path, mode: int) -> None:
     path = tmp_path / "headers"
     path.write_text("X: secret")
     path.chmod(mode)
-    with pytest.raises(ConfigError, match="others can read") as caught:
+    with pytest.raises(ConfigError, match="others can") as caught:
         lines("http://host/", {"header_file": str(path)})
     assert "secret" not in str(caught.value)
 
@@ -116,3 +116,12 @@ def test_secrets_are_in_no_repr() -> None:
     made = identify(parse("http://u:password@host/"), {}, {**HOME, "FASTSYNC_HEADER": "X: secret"})
     assert "password" not in repr(made)
     assert "secret" not in repr(made)
+
+
+def test_a_netrc_that_others_can_write(tmp_path: Path) -> None:
+    path = tmp_path / "netrc"
+    path.write_text("machine host login n password secret\n")
+    path.chmod(0o602)
+    with pytest.raises(ConfigError, match="others can write it") as caught:
+        lines("http://host/", {}, {"NETRC": str(path)})
+    assert "secret" not in str(caught.value)

@@ -354,6 +354,14 @@ def test_shared_files_are_read_as_botocore_reads_them(
     assert (shared.settings, shared.services) == (wanted, services)
 
 
+def test_shared_files_that_everybody_can_write(home: Path) -> None:
+    configure(home, config="", credentials=CREDENTIALS[1])
+    for path in (home / ".aws").iterdir():
+        path.chmod(0o646)
+    with pytest.raises(ConfigError, match="others can write it"):
+        read_shared(None)
+
+
 @pytest.mark.parametrize("config", DYNAMIC_CONFIGS)
 def test_what_may_change_is_left_to_botocore(config: str, home: Path) -> None:
     configure(home, config=config, credentials=CREDENTIALS[1])
