@@ -10,7 +10,8 @@ from click.shell_completion import ShellComplete, get_completion_class
 from fastsync.cli.main import COMPLETE_VARIABLE, PROGRAM
 
 # Not click's own: bash takes "s3://bucket/day=1" for five words, and wants back what comes after the last
-# colon or the like; and what it gets is what is typed, so names are quoted as on the line.
+# colon or the like; and what it gets is what is typed, so names are quoted as on the line. Within
+# quotes a name that would end them, or be a command, is not offered: anybody may have put it there.
 _BASH: Final = r"""
 _fastsync_completion() {
     local line=${COMP_LINE:0:COMP_POINT} number=0 word='' quote='' cut='' at char kind value
@@ -37,7 +38,11 @@ _fastsync_completion() {
         dir) compopt -o dirnames ;;
         file) compopt -o default ;;
         plain)
-            [[ $quote ]] || printf -v value %q "$value"
+            case $quote in
+            '') printf -v value %q "$value" ;;
+            \") [[ $value == *[\\\$\`\"!]* ]] && continue ;;
+            \') [[ $value == *\'* ]] && continue ;;
+            esac
             COMPREPLY+=("${value#"$cut"}")
             ;;
         esac

@@ -145,6 +145,12 @@ def test_names_are_offered_as_a_line_has_them(
     assert complete(f"fastsync ls s3://{bucket}/a\\ c") == [rf"//{bucket}/a\ c.txt"]
     assert complete(f'fastsync ls "s3://{bucket}/a c') == [f"s3://{bucket}/a c.txt"]
     assert complete(f"fastsync ls s3://{bucket}/day=1/") == ["1/time:2"]
+    for key in ("q$(touch pwned)", "q`touch pwned`", 'q"; touch pwned; "', "q'; touch pwned; '"):
+        moto.client.put_object(Bucket=bucket, Key=f"in/{key}", Body=b"")
+    assert complete(f'fastsync ls "s3://{bucket}/in/q') == [f"s3://{bucket}/in/q'; touch pwned; '"]
+    assert len(complete(f"fastsync ls 's3://{bucket}/in/q")) == 3
+    for offered in complete(f"fastsync ls s3://{bucket}/in/q"):
+        assert shlex.split(offered) == [shlex.split(offered)[0]], "one word, whatever is in it"
 
 
 def test_values_of_options(complete: Callable[[str], list[str]]) -> None:
