@@ -87,7 +87,9 @@ def state_of(name: str, status: os.stat_result) -> tuple[State, int] | None:
     start = bits & ((1 << _START_BITS) - 1)
     bits >>= _START_BITS
     pid = bits & ((1 << _PID_BITS) - 1)
-    if bits >> _PID_BITS != _machine() or stat.S_IMODE(status.st_mode) == KEPT_MODE:
+    # It gets its mode before the journal knows of it, and its first byte after that.
+    is_kept = stat.S_IMODE(status.st_mode) == KEPT_MODE and status.st_size > 0
+    if bits >> _PID_BITS != _machine() or is_kept:
         # The change time: the other one may be the source's already.
         is_old = time.time() - status.st_ctime > FOREIGN_AGE_S
         return ("gone" if is_old else "elsewhere"), pid

@@ -81,12 +81,23 @@ def test_those_that_may_be_taken_up_again_may_be_a_day_old(
     tmp_path: Path, directory: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = Names().new()
-    (tmp_path / name).touch()
+    (tmp_path / name).write_bytes(b"begun")
     (tmp_path / name).chmod(temporary.KEPT_MODE)
     monkeypatch.setattr(temporary, "started", lambda _pid: None)
     assert not is_abandoned(directory, name)
     changed = (tmp_path / name).stat().st_ctime
     monkeypatch.setattr("time.time", lambda: changed + 25 * 3600)
+    assert is_abandoned(directory, name)
+
+
+def test_an_empty_one_is_not_worth_taking_up(
+    tmp_path: Path, directory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before the journal knew of it: nothing would ever ask for it again."""
+    name = Names().new()
+    (tmp_path / name).touch(temporary.KEPT_MODE)
+    assert not is_abandoned(directory, name), "its process is at work"
+    monkeypatch.setattr(temporary, "started", lambda _pid: None)
     assert is_abandoned(directory, name)
 
 
