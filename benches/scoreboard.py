@@ -19,7 +19,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -192,7 +192,10 @@ def _version(tool: str, path: str, home: Path) -> Tool:
     if tool == "scp":  # has no option that tells, and ssh tells it on stderr
         told = subprocess.run(["ssh", "-V"], check=False, capture_output=True, text=True)
         return Tool(tool, path, told.stderr.strip())
-    return identify(tool, path, quiet(home))
+    known = identify(tool, path, quiet(home))
+    if tool in ("aws", "curl"):  # the rest is about the machine, and the libraries in use
+        return replace(known, version=" ".join(known.version.split()[:2]))
+    return known
 
 
 if __name__ == "__main__":
