@@ -6,7 +6,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -226,3 +226,81 @@ async def test_for_ever(
     assert rig.proxy.connections <= 20
     assert (tmp_path / "copy").read_text() == "the old one"
     assert debris(tmp_path) == []
+
+
+BORDER = 4 << 10
+BORDERED = noise(3 * BORDER + 11)
+WAYS = [
+    Trouble(reset=True),
+    Trouble(),
+    Trouble(half_close_after=0),
+    Trouble(lose_reply_after=0),
+]
+
+
+def at(way: Trouble, offset: int, *, upwards: bool) -> Trouble:
+    """That trouble after so many bytes."""
+    if way.lose_reply_after is not None and upwards:
+        return replace(way, lose_reply_after=offset)
+    if way.half_close_after is not None and not upwards:
+        return replace(way, half_close_after=offset)
+    return Trouble(cut_after=offset, reset=way.reset, upwards=upwards)
+
+
+def borders(recorded: bytes) -> list[int]:
+    """Where heads and parts of BORDERED begin and end in what went over a line, and a byte on either side."""
+    found = set()
+    for start in range(0, len(BORDERED), BORDER):
+        piece = BORDERED[start : start + BORDER]
+        if (begin := recorded.find(piece)) >= 0:
+            found |= {begin, begin + len(piece)}
+    places = {place + off for place in found for off in (-1, 0, 1)} | {1}
+    return sorted(place for place in places if 0 < place < len(recorded))
+
+
+@pytest.mark.parametrize(
+    ("over", "upwards"), [("over_s3", False), ("over_s3", True), ("over_http", False)]
+)
+async def test_at_each_border(
+    request: pytest.FixtureRequest, tmp_path: Path, debris: Callable[[Path], list[Path]], over: str,
+    upwards: bool,
+) -> None:  # fmt: skip
+    """Whatever the last byte was: of a head, of a part, of the file, or the one before or after."""
+    rig: Rig = request.getfixturevalue(over)
+    rig.put("file", BORDERED)
+    (tmp_path / "file").write_bytes(BORDERED)
+    # Nothing stalls here.
+    patient = {"stall_timeout": 20, "request_timeout": 20, "small_file_threshold": 0}
+    more = {"chunk_size": 5 << 20 if upwards else BORDER, "parallel_streams": 1, **patient}
+
+    async def run(name: str) -> None:
+        asking = rig.request(**more)
+        if upwards:
+            summary = await run_cp(str(tmp_path / "file"), f"{rig.url}{name}", asking)
+        else:
+            summary = await run_cp(f"{rig.url}file", str(tmp_path / name), asking)
+        assert (summary.exit_code, summary.failures) == (0, [])
+        assert (rig.get(name) if upwards else (tmp_path / name).read_bytes()) == BORDERED
+
+    rig.proxy.record()
+    await run("honest")
+    assert rig.proxy.recorded is not None
+    recorded = bytes(rig.proxy.recorded[upwards])
+    for number, offset in enumerate(places := borders(recorded)):
+        before = rig.proxy.connections
+        rig.proxy.next(at(WAYS[number % len(WAYS)], offset, upwards=upwards))
+        await run(f"copy{number}")
+        assert rig.proxy.connections - before < 8
+    assert len(places) > 6
+    assert rig.proxy.troubled == len(places)
+    assert debris(tmp_path) == []
+
+
+async def test_a_byte_at_a_time(rig: Rig, tmp_path: Path) -> None:
+    rig.put("file", BORDERED[: BORDER + 1])
+    rig.proxy.always(Trouble(slice=1))
+    patient = {"stall_timeout": 20, "request_timeout": 20}
+    asking = rig.request(chunk_size=BORDER, small_file_threshold=0, **patient)
+    summary = await run_cp(f"{rig.url}file", str(tmp_path / "copy"), asking)
+    assert (summary.exit_code, summary.failures) == (0, [])
+    assert (tmp_path / "copy").read_bytes() == BORDERED[: BORDER + 1]

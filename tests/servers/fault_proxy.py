@@ -81,6 +81,9 @@ class FaultProxy:
         self.connections = 0
         self.troubled = 0
         self.passed = 0  # bytes, either way
+        # What the first connection since `record` has passed on, upwards and down.
+        self.recorded: dict[bool, bytearray] | None = None
+        self._recorder: _Link | None = None
 
     @property
     def port(self) -> int:
@@ -99,6 +102,10 @@ class FaultProxy:
         """Drop all scripts: connections that are made from now on are honest."""
         self._script.clear()
         self._always = None
+
+    def record(self) -> None:
+        """Keep what the next connection passes on."""
+        self.recorded, self._recorder = {True: bytearray(), False: bytearray()}, None
 
     def __enter__(self) -> Self:
         ready = threading.Event()
@@ -166,6 +173,10 @@ class FaultProxy:
                     if limit is not None:
                         data = data[: max(0, limit - link.passed[up])]
             link.passed[up] += len(data)
+            if self.recorded is not None:
+                self._recorder = self._recorder or link
+                if self._recorder is link:
+                    self.recorded[up] += data
             self.passed += len(data)
             writer.write(data)
             await writer.drain()
