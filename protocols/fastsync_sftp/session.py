@@ -135,6 +135,7 @@ class Session:
         self._kind = 0
         self._id = 0
         self._greeting: asyncio.Future[bytes] | None = None
+        self._is_beginning = False
         self._learnt: asyncio.Future[Server] = self._loop.create_future()
         self._foreseen: Sequence[Request] = ()
         self._early: dict[Request, asyncio.Future[Reply]] = {}
@@ -161,7 +162,11 @@ class Session:
 
     async def begin(self, stream: ByteStream, *, is_in: bool = False) -> None:
         """Agree on the version, and ask for limits in the same breath. One that has logged in for sure may
-        `learn` meanwhile what it asks for. Raises Transient, BrokenProtocol."""
+        `learn` meanwhile what it asks for. Raises Transient, BrokenProtocol.
+
+        How long that may take is for the caller to say: ssh may still have to log in.
+        """
+        self._is_beginning = True
         greeted = self._greet(stream)
         limits = self.call(packets.extended(b"limits@openssh.com"))
         early = {request: self.call(request) for request in self._foreseen}
@@ -170,6 +175,7 @@ class Session:
         both.add_done_callback(_notice)
         ends: list[asyncio.Future[Any]] = [both, self._learnt] if is_in else [both]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        self._is_beginning = False
         if not both.done():
             self._know(self._learnt.result())
             return
@@ -428,6 +434,7 @@ class Session:
     def _look(self) -> None:
         """Notice a server that owes answers and moves nothing in either direction, or next to nothing."""
         is_owed = bool(self._answered) or (self._greeting is not None and not self._greeting.done())
+        is_owed = is_owed and not self._is_beginning
         # What is held open here, and used elsewhere or not at all, must not be waited for without end.
         is_waited_for = is_owed or self.handles.is_waiting
         moved = self._seen

@@ -197,6 +197,17 @@ async def test_silence_is_a_stall_only_where_an_answer_is_due() -> None:
     assert isinstance(got[0][1], Stalled)
 
 
+async def test_a_login_that_takes_long_is_no_stall() -> None:
+    """It has a time of its own."""
+    session = Session(0.08, 1000)
+    beginning = asyncio.create_task(session.begin(Wire()))
+    await asyncio.sleep(0.3)
+    assert session.alive
+    session.feed(message(2, 3) + message(STATUS, 0, struct.pack(">III", 8, 0, 0)))
+    await asyncio.wait_for(beginning, 10)
+    session.close()
+
+
 async def test_bytes_that_leave_are_no_stall() -> None:
     session, wire = begun(0.08)
     wire.unsent = 20
