@@ -11,6 +11,7 @@ import socket
 import stat
 import subprocess
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -285,6 +286,34 @@ def test_prune(tmp_path: Path) -> None:
 
     assert paths(tmp_path, prune=prune) == ["a/", "a/b/", "b/", "c/"]
     assert asked == ["a", "a/b", "b", "c"]
+
+
+def test_of_many_in_a_directory_only_the_names_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said twice, a name is listed once, all the same."""
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    most = 0
+
+    class Item:
+        def __init__(self, name: str) -> None:
+            nonlocal most
+            self.name = name
+            alive.add(self)
+            most = max(most, len(alive))
+
+        def is_dir(self, *, follow_symlinks: bool = True) -> bool:
+            return False
+
+    for number in range(300):
+        (tmp_path / f"{number:03}").touch()
+    names = [f"{number % 300:03}" for number in range(600)]
+    monkeypatch.setattr(os, "scandir", lambda _fd: contextlib.nullcontext(map(Item, names)))
+    with tuned(many=20):
+        rows, faults = listed(tmp_path)
+    assert [row[0] for row in rows] == sorted(set(names))
+    assert faults == []
+    assert most <= 25
 
 
 def test_one_level(tmp_path: Path) -> None:
