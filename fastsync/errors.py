@@ -192,6 +192,7 @@ _BY_ERRNO: dict[int, type[FastsyncError]] = {
 _HINTS = {
     errno.ENOSPC: "free some space and run the same command again",
     errno.EDQUOT: "raise the quota or free some space and run the same command again",
+    errno.EROFS: "find out why it may not be written to, and run the same command again",
     errno.EMFILE: "raise `ulimit -n` or lower --jobs",
     errno.ELOOP: "a symbolic link stands where a directory or file should be",
 }
