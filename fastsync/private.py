@@ -10,6 +10,7 @@ import os
 import stat
 
 from fastsync.errors import UsageError
+from fastsync.trust import OTHERS_USE, OTHERS_WRITE
 
 
 def refuse_shared_folder(path: str) -> None:
@@ -25,7 +26,7 @@ def refuse_shared_folder(path: str) -> None:
             where=path,
             hint="FASTSYNC_STATE can name one of your own",
         )
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if status.st_mode & OTHERS_WRITE:
         raise UsageError(
             "others can write the state folder", where=path, hint=f"to stop that: chmod go-w {path}"
         )
@@ -61,5 +62,5 @@ def refuse_foreign_file(path: str) -> None:
     is_ours = status.st_uid == os.geteuid() and status.st_nlink <= 1
     if not (stat.S_ISREG(status.st_mode) and is_ours):
         raise UsageError("it is no file of yours alone", where=path, hint="move it away")
-    if status.st_mode & 0o077:
+    if status.st_mode & OTHERS_USE:
         os.chmod(path, 0o600)
