@@ -30,6 +30,18 @@ class Expected:
             for path, shot in self.source.items()
             if shot.kind in keepable and not self.is_left_out(path)
         }
+        # Of "a" and "a/b", which are both files of a bucket, a disk can have one.
+        self.torn = {
+            path
+            for path in self.selected
+            if self.into.has_directories
+            and any(
+                self.source[above].kind == "file" for above in parents(path) if above in self.source
+            )
+        }
+        self.selected = {
+            path: shot for path, shot in self.selected.items() if path not in self.torn
+        }
         self.chosen = {path for path, shot in self.selected.items() if self.is_in_bounds(path)}
         # Directories that are there because something is in them.
         self.implied = {
@@ -131,7 +143,7 @@ class Expected:
         elif not is_troubled:
             clashes = [path for path in self.selected if self.clashes(path)]
             is_gated = code == 6 and self.options.get("delete")
-            assert is_gated or (code == 1 and clashes), self.about
+            assert is_gated or (code == 1 and (clashes or self.torn)), self.about
 
     def _check_losses(self, now: Picture, code: int) -> None:
         told, before = self.options, self.before
@@ -159,6 +171,8 @@ class Expected:
 
     def _check_success(self, now: Picture) -> None:
         told = self.options
+        may_be_whole = self.is_bounded or "exclude" in told or told.get("existing")
+        assert may_be_whole or not self.torn, f"not a word of {self.torn}: {self.about}"
         for path in self.chosen:
             at, shot = f"{path!r}: {self.about}", self.source[path]
             if shot.kind == "dir":

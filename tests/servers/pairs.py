@@ -30,9 +30,9 @@ from expected import Expected, Options
 from fault_proxy import Trouble
 from hostile_s3 import error_body, hang_up, lost_reply, refuse, slow_down
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from rigs import Rig
-from sides import Disk, Picture, Side
+from sides import Disk, Objects, Picture, Side
 
 from fastsync.config import resolve_options
 from fastsync.copying import run_sync
@@ -148,6 +148,15 @@ class Pair(RuleBasedStateMachine):
     def _side(self, side: str) -> Side:
         return self.source if side == "source" else self.dest
 
+    @initialize(
+        files=st.lists(st.tuples(sides, paths, contents, times), min_size=4, max_size=12),
+        count=st.integers(0, 20),
+    )
+    def begin(self, files: list[tuple[str, str, Content, int]], count: int) -> None:
+        for side, path, content, when in files:
+            self.write(side, path, content, when)
+        self.plant("source", count, 3000, 10**18)
+
     @rule(side=sides, path=paths, content=contents, when=times)
     def write(self, side: str, path: str, content: Content, when: int) -> None:
         self._side(side).write(path, content[0] * content[1], when)
@@ -185,6 +194,13 @@ class Pair(RuleBasedStateMachine):
     def write_odd(self, side: str, name: str, content: Content, when: int) -> None:
         if isinstance(self.source, Disk) and isinstance(self.dest, Disk) and self.source.has_links:
             self._side(side).write(name, content[0] * content[1], when)
+
+    @rule(number=st.integers(0, 100), name=st.sampled_from(NAMES), content=contents, when=times)
+    def write_under(self, number: int, name: str, content: Content, when: int) -> None:
+        """An object whose name makes a directory of another one."""
+        path = self._there("source", number)
+        if path is not None and isinstance(self.source, Objects):
+            self.source.write_under(f"{path}/{name}", content[0] * content[1], when)
 
     def _there(self, side: str, number: int) -> str | None:
         there = sorted(self._side(side).picture())
@@ -279,6 +295,8 @@ class Pair(RuleBasedStateMachine):
         expected, backup = self._prepare(told | {"max_delete": "100%"})
         summary = self._run(expected.options, backup)
         self._judge(expected, summary.exit_code, backup, note=str(summary.failures[:3]))
+        if expected.torn:
+            return  # as far as there is one place for both
         assert summary.exit_code == 0, summary
         cannot_be_there = expected.source.keys() - expected.selected.keys()
         now = {

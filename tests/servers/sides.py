@@ -182,6 +182,10 @@ class Objects:
         for key in [key for key in bucket.keys if key == path or key.startswith(path + "/")]:
             bucket.remove(key)
 
+    def write_under(self, path: str, content: bytes, mtime_ns: int) -> None:
+        """Whatever the names say: to a bucket "a" and "a/b" are two objects."""
+        self._put(path, Shot("file", content, None, mtime_ns))
+
     def rename(self, path: str, new: str) -> None:
         shot = self.picture()[path]
         self.delete(path)
