@@ -34,7 +34,7 @@ import hypothesis
 from hostile_s3 import HostileS3
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
-from model import backends, files, scripts, sync_in_trouble
+from model import backends, files, run_in_trouble, scripts, verbs
 from pairs import Pair
 from rigs import PAIRS, Rig, rigs
 from sizes import many_files, one_large_file
@@ -105,9 +105,11 @@ def machines(first: int, end: float, pairs: Sequence[str]) -> None:
 
             @seed(now)
             @settings(long, max_examples=1500)
-            @given(source=backends, dest=backends, ours=files, theirs=files, script=scripts)
+            @given(
+                verb=verbs, source=backends, dest=backends, ours=files, theirs=files, script=scripts
+            )
             def stores(**case: object) -> None:
-                asyncio.run(sync_in_trouble(**case))  # type: ignore[arg-type]
+                asyncio.run(run_in_trouble(**case))  # type: ignore[arg-type]
 
             stores()
             number += 1

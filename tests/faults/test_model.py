@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.stateful import run_state_machine_as_test
-from model import Script, backends, files, scripts, sync_in_trouble
+from model import Script, backends, files, run_in_trouble, scripts, verbs
 from pairs import Pair
 from rigs import PAIRS, Rig, rigs
 
@@ -40,12 +40,13 @@ def test_pairs(pair: str, rig: Callable[[str], Rig]) -> None:
 
 
 @settings(SHORT, max_examples=100)
-@given(source=backends, dest=backends, ours=files, theirs=files, script=scripts)
+@given(verb=verbs, source=backends, dest=backends, ours=files, theirs=files, script=scripts)
 def test_stores_in_trouble(
+    verb: str,
     source: type,
     dest: type,
     ours: dict[str, bytes],
     theirs: dict[str, bytes],
     script: Script,
 ) -> None:
-    asyncio.run(sync_in_trouble(source, dest, ours, theirs, script))
+    asyncio.run(run_in_trouble(verb, source, dest, ours, theirs, script))

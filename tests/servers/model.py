@@ -2,8 +2,9 @@
 shortly by the suite and for long by ``scripts/torture``.
 
 Whatever a finite script of errors, delays, lost answers and cut reads does to a run over any backend: the
-source is as it was; a destination's file is what it was or what the source has; success means equal; nothing
-lies around; and once the trouble is over, the same sync converges. It asks a bounded number of times.
+source is as it was, or at the destination if it is moved; a destination's file is what it was or what the
+source had; success means that all is done; nothing lies around; and once the trouble is over, the same run
+converges. It asks a bounded number of times.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from fastsync.errors import (
     Transient,
     Vanished,
 )
+from fastsync.moving import run_mv
 from fastsync.registry import Claim, Registry
 from fastsync.session import Request
 from fastsync.settings import Settings
@@ -136,7 +138,7 @@ class End:
         self.faulty: type[Faulty] = FaultySource if side == "source" else FaultyDest
         if self.is_disk:
             self.faulty = FaultyDisk
-            self.scheme, self.url = "file", str(self.root)
+            self.scheme, self.url = "file", f"{self.root}/"
             self.root.mkdir()
             for path, data in content.items():
                 (self.root / path).parent.mkdir(parents=True, exist_ok=True)
@@ -171,16 +173,19 @@ BACKENDS: tuple[type, ...] = (
     MemoryBackend, BareMemoryBackend, ObjectMemoryBackend, LocalBackend,
 )  # fmt: skip
 backends = st.sampled_from(BACKENDS)
+verbs = st.sampled_from(["sync", "sync", "mv"])
 
 
-async def sync_in_trouble(
+async def run_in_trouble(
+    verb: str,
     source: type,
     dest: type,
     ours: dict[str, bytes],
     theirs: dict[str, bytes],
     script: Script,
 ) -> None:
-    """Sync two places with deletion while their calls meet a script of trouble; then once more without."""
+    """Sync two places with deletion, or move one to the other, while their calls meet a script of trouble;
+    then once more without."""
     with tempfile.TemporaryDirectory(prefix="fastsync-trouble-") as top:
         ends = {
             "dest": End("dest", dest, theirs, Path(top)),
@@ -197,8 +202,8 @@ async def sync_in_trouble(
             end.scheme: Claim(end.scheme, f"model:{end.faulty.__name__}") for end in ends.values()
         }
         settings = Settings(
-            delete=True, ignore_times=True, max_delete=MaxDelete(percent=100), allow_empty_source=True,
-            chunk_size=1024, retry_count=RETRIES, small_file_threshold=2000,
+            delete=verb == "sync", ignore_times=True, max_delete=MaxDelete(percent=100),
+            allow_empty_source=True, chunk_size=1024, retry_count=RETRIES, small_file_threshold=2000,
         )  # fmt: skip
         with (
             mock.patch.object(
@@ -207,10 +212,11 @@ async def sync_in_trouble(
             mock.patch.object(patience, "FIRST_BACKOFF_S", 1e-5),
         ):
             for is_again in (False, True):
-                await _sync_once(ends, settings, running, is_again=is_again)
+                await _run_once(verb, ends, settings, running, is_again=is_again)
 
 
-async def _sync_once(
+async def _run_once(
+    verb: str,
     ends: dict[str, End],
     settings: Settings,
     running: list[asyncio.Task[Summary]],
@@ -219,23 +225,30 @@ async def _sync_once(
 ) -> None:
     source, dest = ends["source"], ends["dest"]
     ours, before = source.files(), dest.files()
+    work = run_sync if verb == "sync" else run_mv
     try:
-        running.append(asyncio.create_task(run_sync(source.url, dest.url, Request(settings))))
+        running.append(asyncio.create_task(work(source.url, dest.url, Request(settings))))
         code = (await running[-1]).exit_code
     except FastsyncError as error:
         code = error.exit_code
     except asyncio.CancelledError:
         code = -1
-    now = dest.files()
-    assert source.files() == ours
+    now, left = dest.files(), source.files()
     for name, data in now.items():
         assert data in (before.get(name), ours.get(name)), name
     lost = {name for name in before if name not in now}
-    assert not lost & ours.keys()
-    # Rule D: nothing is deleted unless every copy is done, or its source said to be gone or changing.
-    assert not lost or code == Changed.exit_code or {**now, **ours} == now, lost
-    if code == 0:
-        assert now == ours
+    if verb == "sync":
+        assert left == ours
+        assert not lost & ours.keys()
+        # Rule D: nothing is deleted unless every copy is done, or its source said to be gone or changing.
+        assert not lost or code == Changed.exit_code or {**now, **ours} == now, lost
+        assert code != 0 or now == ours
+    else:
+        assert not lost
+        for name, data in ours.items():
+            assert data in (left.get(name), now.get(name)), f"{name} is nowhere"
+        assert left.items() <= ours.items()
+        assert code != 0 or (not left and now == {**before, **ours})
     assert code == 0 or not is_again
     for end in ends.values():
         assert end.debris() == 0
