@@ -160,6 +160,7 @@ class Expected:
             at = f"{path!r} is gone: {self.about}"
             assert told.get("delete_excluded") or not self.is_left_out(path), at
             assert path in turned or path not in self.chosen or self.clashes(path), at
+        assert self.source or told.get("allow_empty_source"), f"an empty source: {self.about}"
         assert code not in (2, 3, 6), f"{sorted(gone)}: {self.about}"
         lost_files = [path for path in gone if before[path].kind == "file"]
         if "max_delete" in told and told["max_delete"] != "100%":
