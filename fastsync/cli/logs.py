@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -203,16 +204,20 @@ def _appending(path: str) -> Iterator[Callable[[str], None]]:
 @contextlib.contextmanager
 def libraries_filtered() -> Iterator[None]:
     """Have libraries say what they log, warnings and worse, through the filter: to the log, if there is one,
-    else to stderr. Only for a process that is ours, and imports `logging` anyway."""
+    else to stderr; and what nobody catches in a thread or a destructor. Only for a process that is ours, and
+    imports `logging` anyway."""
     import logging
 
     class Filtered(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             with contextlib.suppress(Exception):  # a line of a log is no reason to fail
-                _tell_record(self.format(record) if _shows_tracebacks() else _brief(record), record)
+                text = self.format(record) if _shows_tracebacks() else _brief(record)
+                _tell_library(record.name, record.levelno, text)
 
     root, talkative = logging.getLogger(), logging.getLogger(_TALKATIVE)
     before = root.level, talkative.level
+    hooks = threading.excepthook, sys.unraisablehook
+    threading.excepthook = sys.unraisablehook = _tell_uncaught
     handler = Filtered()
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
@@ -221,17 +226,27 @@ def libraries_filtered() -> Iterator[None]:
         yield
     finally:
         root.removeHandler(handler)
+        threading.excepthook, sys.unraisablehook = hooks
         root.setLevel(before[0])
         talkative.setLevel(before[1])
 
 
-def _tell_record(text: str, record: logging.LogRecord) -> None:
+def _tell_library(name: str, level: int, text: str) -> None:
     if log.level <= log.ERROR:  # somebody listens
-        level = log.TRACE if record.levelno < log.WARNING else log.WARNING
-        log.tell(level, "library", name=record.name, said=text)
+        at = log.TRACE if level < log.WARNING else log.WARNING
+        log.tell(at, "library", name=name, said=text)
     else:
         for line in redacted(text).splitlines():
-            write_error(f"fastsync: {record.name}: {printable(line)}")
+            write_error(f"fastsync: {name}: {printable(line)}")
+
+
+def _tell_uncaught(uncaught: threading.ExceptHookArgs | sys.UnraisableHookArgs) -> None:
+    text = f"{uncaught.exc_type.__name__}: {uncaught.exc_value}"
+    if _shows_tracebacks() and uncaught.exc_value is not None:
+        import traceback
+
+        text = "".join(traceback.format_exception(uncaught.exc_value))
+    _tell_library("uncaught", log.ERROR, text)
 
 
 def _shows_tracebacks() -> bool:

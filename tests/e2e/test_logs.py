@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -175,6 +176,11 @@ def test_what_libraries_log(capsys: pytest.CaptureFixture[str]) -> None:
     with libraries_filtered():
         logging.getLogger("botocore").debug("X-Amz-Signature=abcdef")
         logging.getLogger("asyncssh").warning("\x1b[2J Authorization: %s", "Bearer abc")
+        thread = threading.Thread(target=int, args=("Authorization: Bearer\x1b",))
+        thread.start()
+        thread.join()
     assert (root.level, list(root.handlers)) == before
     told = capsys.readouterr().err.splitlines()
-    assert told == [r"fastsync: asyncssh: \x1b[2J Authorization: ***"]
+    assert told[0] == r"fastsync: asyncssh: \x1b[2J Authorization: ***"
+    assert told[1].startswith("fastsync: uncaught: ValueError: invalid literal for int()")
+    assert "***" in told[1]
