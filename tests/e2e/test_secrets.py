@@ -10,6 +10,7 @@ import asyncio
 import base64
 import itertools
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -78,6 +79,7 @@ class Searched:
         """What runs keep: journal, records of servers, whatever there is."""
         for place in places:
             for path in place.rglob("*"):
+                self.search(path.name)
                 if path.is_file() and path.name not in ("config.toml", "headers", ".netrc"):
                     self.search(path.read_bytes().decode("latin-1"))
 
@@ -459,3 +461,33 @@ def test_the_command_lines_of_processes(
     searched.search("\n".join(lines))
     process.terminate()
     process.wait()
+
+
+def test_what_ssh_gets(
+    searched: Searched,
+    started: Callable[..., subprocess.Popen[bytes]],
+    fastsync: Fastsync,
+    plant: Plant,
+    tmp_path: Path,
+) -> None:
+    """Nothing that is ours, as an argument or in its environment: it may send that on (SendEnv)."""
+    plant(tmp_path, {"file": "content"})
+    fastsync.environ |= {"FASTSYNC_BEARER_TOKEN": BEARER, "FASTSYNC_HEADER": f"X: {HEADER}"}
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        process = started(
+            *("cp", "--ssh-transport", "openssh", "file", f"sftp://me@127.0.0.1:{port}/x")
+        )
+        silent.settimeout(30)
+        with silent.accept()[0]:  # ssh is there, and waits for a greeting
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+            given = "".join(
+                Path(f"/proc/{pid}/{what}").read_text()
+                for pid in children.split()
+                for what in ("cmdline", "environ")
+            )
+            process.kill()
+            process.wait()
+    assert "127.0.0.1" in given
+    assert BEARER not in given
+    assert HEADER not in given
