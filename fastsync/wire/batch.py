@@ -163,12 +163,14 @@ class Batch:
                 self._answers[index] = self._wire.error(outcome)
             self._open -= 1
             if connection.is_open:
-                is_one_too_many = len(self._lanes) > 1 and self._crowd[0] > self._width()
+                width = self._width()
+                is_one_too_many = len(self._lanes) > 1 and self._crowd[0] > width
                 item = None if is_one_too_many else self._next()
                 if item is not None:
                     self._open += 1
                     self._begin(connection, *item)
-                    self._widen()  # what had become less may be more again
+                    if self._crowd[0] < width:
+                        self._widen()  # what had become less is more again
                     return
                 self._leave(connection)
                 self._wire.release(connection)

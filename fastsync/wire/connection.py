@@ -59,7 +59,7 @@ class Connection:
         self._interim = 0  # bytes of heads that were not the answer's
         self._active = 0.0
         self._left = 0.0  # when the last of the request was seen to leave
-        self._going = Going(sock, wire.options)
+        self._going: Going | None = None  # most exchanges are over before anybody looks
         self._received = 0
         # What had come of the answer when its rate was looked at last, None before it begins.
         self._looked: tuple[float, int] | None = None
@@ -78,7 +78,7 @@ class Connection:
         self._head = self._chunks = self._looked = None
         self._interim = self._received = 0
         self._active = self._left = time.monotonic()
-        self._going = Going(self.sock, self._wire.options)
+        self._going = None
         self._wire.active.add(self)
         self.hold_back()
         if not self._reads:
@@ -251,6 +251,8 @@ class Connection:
 
     def check(self, now: float, options: WireOptions) -> None:
         """End an exchange that stands still."""
+        if self._going is None:
+            self._going = Going(self.sock, options)
         if self._going.look(now):
             self._left = now
         if self._head is None:
