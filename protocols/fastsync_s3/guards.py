@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from fastsync.backend import Entry, WriteOptions
 from fastsync.errors import FastsyncError, NotFound, Overtaken, Unsupported
+from fastsync.patience import up_to
 from fastsync_s3.objects import etag_of
 from fastsync_s3.plane import Call
 
 if TYPE_CHECKING:
     from fastsync_s3.plane import Plane
+
+
+# How often the end of a probe is tried again.
+_TRIES: Final = 5
 
 
 async def guards(plane: Plane, prefix: str) -> bool:
@@ -33,17 +38,16 @@ async def _probe(plane: Plane, prefix: str) -> bool:
     """Write an object twice, on the condition that there is none."""
     call = Call("PUT", f"{prefix}.fs-{os.urandom(8).hex()}.probe", (), {"if-none-match": "*"})
     try:
+        # The first one, too, may find its object there: nobody else has the name, its answer got lost.
         await plane.ask(call)
-    except (Unsupported, Overtaken):
-        return False
-    try:
         await plane.ask(call)
     except Overtaken:
         return True
     except Unsupported:
         return False
     finally:
-        await plane.ask(Call("DELETE", call.key))
+        # Nobody else would make this request again, and the object would stay for ever.
+        await plane.ask(Call("DELETE", call.key), may_retry=up_to(_TRIES))
     return False
 
 

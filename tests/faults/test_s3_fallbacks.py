@@ -56,6 +56,20 @@ def test_listings_of_version_1(server: HostileS3, tmp_path: Path, way: Fault) ->
     assert server.keys("bucket") == ["d0/0000"]
 
 
+@pytest.mark.parametrize("operation", ["PutObject", "DeleteObject"])
+@pytest.mark.parametrize("fault", [faults.lost_reply(), faults.hang_up()], ids=["done", "not done"])
+def test_a_probe_for_conditions_leaves_nothing(
+    server: HostileS3, tmp_path: Path, operation: str, fault: Fault
+) -> None:
+    """Whichever of its answers gets lost."""
+    (tmp_path / "a").write_bytes(b"content")
+    server.on(operation, fault, times=2)
+    options: dict[str, Any] = {"fail_on_conflict": True, "retry_count": 5}
+    copies = (fastsync.cp(str(tmp_path / "a"), "s3://bucket/a", **options) for _ in range(3))
+    assert any(copy.exit_code == 0 for copy in copies)
+    assert server.keys("bucket") == ["a"]
+
+
 def test_deletes_one_by_one(server: HostileS3) -> None:
     for number in range(150):
         server.put("bucket", f"{number}")
