@@ -183,13 +183,18 @@ class RecordSocket:
     """The same by OpenSSL's own reads of the socket, a record at a time. Linux alone."""
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext, host: str) -> None:
+        """Takes the socket over. Raises OSError."""
         self._sock = context.wrap_socket(
             sock,
             server_hostname=host,
             do_handshake_on_connect=False,
             suppress_ragged_eofs=False,
         )
-        self._read = _reader(self._sock)
+        try:
+            self._read = _reader(self._sock)
+        except OSError:
+            self._sock.close()
+            raise
         self._waits_s: float | None = None
         self.records = 0
         self.received = 0  # bytes of them
@@ -277,7 +282,11 @@ class RecordSocket:
 
 
 def _reader(tls: ssl.SSLSocket | ssl.SSLObject) -> Callable[[int, memoryview], int]:
-    """Its read into memory, without the call in between: a GiB has up to a quarter of a million records."""
+    """Its read into memory, without the call in between: a GiB has up to a quarter of a million records.
+    Raises ConnectionResetError for a socket whose connection was gone already: ssl puts no TLS on it, and
+    does not say so."""
     inner: Any = getattr(tls, "_sslobj", tls)
+    if inner is None:
+        raise ConnectionResetError(errno.ECONNRESET, "the connection ended before TLS began")
     read: Callable[[int, memoryview], int] = inner.read
     return read

@@ -635,6 +635,7 @@ async def test_a_changed_host_key(
 async def test_a_key_that_is_not_let_in(server: OurServer, root: Path, tmp_path: Path) -> None:
     key = tmp_path / "another"
     asyncssh.generate_private_key("ssh-ed25519").write_private_key(key)
+    key.chmod(0o600)
     backend = SftpBackend()
     place = server.place | {"identity": str(key)}
     with pytest.raises(AccessRefused, match="let nobody in"):

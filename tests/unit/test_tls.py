@@ -117,6 +117,16 @@ def test_nothing_there_is_said_as_by_a_socket(connect: Callable[[Serve], Client]
     done.set()
 
 
+def test_a_connection_that_is_gone_before_tls_begins() -> None:
+    """By the server, or by whoever has lost interest in it; nothing stays open."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = socket.create_connection(listener.getsockname())
+        ours.shutdown(socket.SHUT_RDWR)
+        listener.accept()[0].close()
+        with pytest.raises(ConnectionResetError, match="before TLS began"):
+            RecordSocket(ours, ssl.create_default_context(), "localhost")
+
+
 def test_a_full_block_is_waited_for_only_so_long(authority: Tls) -> None:
     """What came is given within the time that the socket has, however little comes at a time."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
