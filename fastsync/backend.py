@@ -220,6 +220,11 @@ class Limits:
     slow_digests: bool = False
     first_streams: int = 2
 
+    def allow(self, size: int, part_size: int) -> bool:
+        """Whether a file of that size may be written in parts of that one."""
+        is_between = self.min_part <= part_size <= self.max_part
+        return is_between and size <= part_size * self.max_parts
+
 
 # Parts of one length, in a `Grid` that grows.
 _ROW: Final = 1000

@@ -65,9 +65,6 @@ class Unfinished(NamedTuple):
 class Beginning(Protocol):
     """How the upload of one file is begun."""
 
-    @property
-    def part_size(self) -> int: ...
-
     def foresee(self) -> str | None:
         """See `ForeseesUploads.foresee_upload`; None of a store that does not."""
         ...
@@ -302,10 +299,9 @@ async def begin(
     if log is not None and (version is not None or foreseen is not None):
         for left in log.take_up(sink, path, version):
             resumed = None if left.ranges is None else await how.resume(left)
-            if resumed is not None and not offers(resumed, Rechecks):
-                return Trace(resumed, log, left.noted, done=left.ranges or (), resumable=True)
-            if resumed is not None and resumed.part_size == how.part_size:
-                return Trace(resumed, log, left.noted, resumable=True)
+            if resumed is not None:
+                done = () if offers(resumed, Rechecks) else left.ranges or ()
+                return Trace(resumed, log, left.noted, done=done, resumable=True)
             await _drop(sink, left, log)
     noted = 0
     if log is not None and foreseen is not None:

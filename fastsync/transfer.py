@@ -37,6 +37,7 @@ from fastsync.backend import (
     Progress,
     ReadsBack,
     ReadsIntoFile,
+    Rechecks,
     Sink,
     Source,
     Upload,
@@ -193,6 +194,8 @@ async def transfer(
         lambda: begin(sink, path, how, place, version, lanes.log), lanes.may_retry
     )
     upload = trace.upload
+    if offers(upload, Rechecks):
+        part_size = upload.part_size  # that of an earlier run, whatever this one would take
     try:
         lanes.resumed(sum(stop - start for start, stop in trace.done))
         seen = Seen() if options.reread else None

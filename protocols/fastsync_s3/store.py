@@ -653,7 +653,7 @@ class S3Store:
     ) -> S3Upload | None:
         """See `ResumesUploads.resume_upload`; the server says what it has, and what that adds up to."""
         told = Ticket.read(ticket)
-        if options.guarded or not told.part_size:
+        if options.guarded or not self.limits.allow(like.size or 0, told.part_size):
             return None
         upload = S3Upload(self, path, like, options, told.part_size, None)
         return upload if await upload.take_up(told) else None

@@ -153,7 +153,10 @@ class Ticket(NamedTuple):
         try:
             told = cls(**json.loads(text))
             return told._replace(
-                key=str(told.key), upload_id=str(told.upload_id), since_ns=int(told.since_ns)
+                key=str(told.key),
+                upload_id=str(told.upload_id),
+                part_size=int(told.part_size),
+                since_ns=int(told.since_ns),
             )
         except (ValueError, TypeError) as error:
             raise UsageError("not the ticket of an upload to S3") from error
