@@ -818,10 +818,14 @@ class Leavable(LeavesTraces, Protocol):
 @runtime_checkable
 class Rechecks(Upload, Protocol):
     """An upload taken up again that finds out by itself, part by part, what need not be sent: it is
-    written as a new one is, in parts of this size."""
+    written as a new one is, in parts of this size. `write_from_file` tells of no progress of these."""
 
     @property
     def part_size(self) -> int: ...
+
+    async def has(self, start: int, data: Buffer) -> bool:
+        """Whether the part that begins there came with these bytes already: then it counts as written."""
+        ...
 
 
 @runtime_checkable

@@ -277,6 +277,12 @@ class Once:
     def restart(self) -> None:
         self._now = 0
 
+    def rest(self, stop: int) -> int:
+        """The part, up to `stop`, is done: so many bytes of it were there already."""
+        rest = max(0, stop - self._start - self._told)
+        self._trace.reached(self._start, stop)
+        return rest
+
     def __call__(self, nbytes: int, /) -> None:
         self._now += nbytes
         if self._now > self._told:

@@ -300,6 +300,7 @@ class _Move:
             await self._try_part(start, stop, once)
 
         await persistently(move, self.lanes.may_retry)
+        self.lanes.resumed(once.rest(stop))
 
     async def _try_part(self, start: int, stop: int, progress: Progress) -> None:
         source, upload, lanes = self.source, self.upload, self.lanes
@@ -395,9 +396,11 @@ class _Move:
                     part[filled:end] = buffer
                     filled = end
             self._refuse_gap(filled, length, start)
+            await self._see(start, part)
+            if offers(self.upload, Rechecks) and await self.upload.has(start, part):
+                return
             if lanes.pace is not None:
                 await lanes.pace.send(length, self.sink)
-            await self._see(start, part)
             await self.upload.write(start, part)
         progress(length)
 

@@ -202,7 +202,10 @@ class KeepingConformance(BatchConformance):
         assert again is not None
         if isinstance(again, Rechecks):
             assert again.part_size == part
-            await again.write(0, content[:part])
+            assert not await again.has(0, bytes(part))
+            if not await again.has(0, content[:part]):  # some servers tell of no digest
+                await again.write(0, content[:part])
+            assert not await again.has(part, content[part : 2 * part])
         await again.write(part, content[part : 2 * part])
         await again.write(2 * part, content[2 * part :])
         assert (await again.commit(len(content))).size == len(content)

@@ -283,15 +283,19 @@ class S3Upload:
         """See `Leavable.leave`."""
         self._let_go()
 
-    def _has(self, number: int, digests: Digests) -> bool:
-        """Whether the server has this part already, from an earlier process."""
+    def _has(self, start: int, digests: Digests) -> bool:
+        """Whether the server has this part already, from an earlier process; then it is one of ours."""
+        number = self._grid.number(start)
         part = self._there.get(number)
         if part is None or part.size != digests.size:
             return False
-        crc = part.checksums.get("CRC64NVME")
         if digests.crc is not None:
-            return crc == wire_crc64nvme(digests.crc)
-        return digests.md5 is not None and part.etag == digests.md5.hex()
+            is_same = part.checksums.get("CRC64NVME") == wire_crc64nvme(digests.crc)
+        else:
+            is_same = digests.md5 is not None and part.etag == digests.md5.hex()
+        if is_same:
+            self._parts[number] = SentPart(part.etag, digests.size, digests.crc)
+        return is_same
 
     # -- writing -------------------------------------------------------------------------------------
 
@@ -309,12 +313,22 @@ class S3Upload:
         call = self._part_call(start, digests)._replace(body=view)
         await self._put_part(start, digests, call)
 
+    async def has(self, start: int, data: Buffer) -> bool:
+        """See `Rechecks.has`."""
+        if self._grid.number(start) not in self._there:
+            return False
+        view, wanted = memoryview(data), self._wanted_at(start)
+        return self._has(start, await self._store.in_thread(lambda: wanted.of_buffer(view)))
+
+    def _wanted_at(self, start: int) -> Wanted:
+        """What to compute of a part; also what tells whether it is there, if one is."""
+        if self._grid.number(start) not in self._there or self._wanted.crc:
+            return self._wanted
+        return replace(self._wanted, md5=True)
+
     async def write_from_file(self, start: int, stop: int, fd: int, progress: Progress) -> None:
         """See `WritesFromFile.write_from_file`."""
-        number = self._grid.number(start)
-        wanted = self._wanted
-        if number in self._there and not wanted.crc:
-            wanted = replace(wanted, md5=True)
+        wanted = self._wanted_at(start)
         try:
             digests = await self._store.in_thread(lambda: wanted.of_file(fd, start, stop))
         except OSError as error:
@@ -322,15 +336,14 @@ class S3Upload:
         if self._is_single:
             self._hold(_Held(digests, b"", os.dup(fd), start, progress))
             return
-        if self._has(number, digests):
-            self._parts[number] = SentPart(self._there[number].etag, digests.size, digests.crc)
-            progress(digests.size)
+        if self._has(start, digests):
             return
         call = self._part_call(start, digests)
         try:
             reply = await self._plane.send_from_file(call, fd, start, stop, progress)
         except IntegrityError as error:
             raise Changed("the file was written to while it was sent") from error
+        number = self._grid.number(start)
         self._parts[number] = SentPart(self._etag(reply.headers), stop - start, digests.crc)
 
     def _part_call(self, start: int, digests: Digests) -> Call:

@@ -697,7 +697,11 @@ def test_an_upload_of_something_else_is_begun_anew(
     assert (server.open_uploads, jobs(command)) == ([], [])
 
 
-@pytest.mark.parametrize("again", [["cp"], ["cp", "-c", "8M"], ["jobs", "resume"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "again",
+    [["cp"], ["cp", "-c", "8M"], ["jobs", "resume"], ["cp", "--bwlimit", "30MiB"]],
+    ids=" ".join,
+)
 def test_an_upload_goes_on_in_the_parts_that_it_was_begun_with(
     server: HostileS3,
     command: Fastsync,
@@ -716,10 +720,11 @@ def test_an_upload_goes_on_in_the_parts_that_it_was_begun_with(
     process.kill()
     process.wait()
     (upload,) = server.objects.uploads.values()
-    upload.parts.popitem()
+    missing = len(upload.parts.popitem()[1].data)
     server.behave()
     server.requests.clear()
-    assert command(*again, *([] if "resume" in again else places)) == (0, "", "")
+    done = command(*again, "--json", *([] if "resume" in again else places))
+    assert (done.code, json.loads(done.stdout.splitlines()[-1])["bytes_sent"]) == (0, missing)
     assert server.data("bucket", "big") == BIG
     assert (server.count("CreateMultipartUpload"), server.count("UploadPart")) == (0, 1)
     assert (server.open_uploads, jobs(command)) == ([], [])
