@@ -19,7 +19,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from fastsync.errors import FastsyncError, from_os_error
 from fastsync.private import make_file, refuse_foreign_file, refuse_shared_folder
-from fastsync.processes import boot_id, started
+from fastsync.processes import boot_id, pid_container, started
 from fastsync.resuming import Range, Version
 
 FILE: Final = "uploads.sqlite"
@@ -59,8 +59,15 @@ _COLUMNS: Final = (
 Owner: TypeAlias = Literal["running", "gone", "elsewhere"]
 
 
+def _boot() -> str:
+    """This start of this machine, and the container; "" where starts are not numbered."""
+    boot = boot_id()
+    return boot and boot + pid_container()
+
+
 class Process(NamedTuple):
-    """A process as nothing else will ever be: host, boot, number and start (proc_pid_stat(5), field 22)."""
+    """A process as nothing else will ever be: host, boot with the container, number and start
+    (proc_pid_stat(5), field 22)."""
 
     host: str
     boot: str
@@ -70,13 +77,15 @@ class Process(NamedTuple):
     @classmethod
     def current(cls) -> Process:
         pid = os.getpid()
-        return cls(os.uname().nodename, boot_id(), pid, str(started(pid) or ""))
+        return cls(os.uname().nodename, _boot(), pid, str(started(pid) or ""))
 
     def state(self) -> Owner:
         """What has become of it, as far as can be told from here."""
         if self.host != os.uname().nodename:
             return "elsewhere"
-        began = started(self.pid) if self.boot == boot_id() else None
+        if self.boot != _boot() and (boot := boot_id()) and self.boot.startswith(boot):
+            return "elsewhere"  # a container of the same name: its processes do not show here
+        began = started(self.pid) if self.boot == _boot() else None
         return "running" if began is not None and str(began or "") == self.started else "gone"
 
 

@@ -20,10 +20,16 @@ def boot_id() -> str:
 def pid_space() -> str:
     """What gives a process number its meaning: this start of this machine, and the container, if any
     (pid_namespaces(7))."""
+    container = pid_container()
+    return (boot_id() or os.uname().nodename) + container if container else os.uname().nodename
+
+
+def pid_container() -> str:
+    """Within which processes are numbered, and see each other; "" where there is but one such space."""
     try:
-        return (boot_id() or os.uname().nodename) + os.readlink("/proc/self/ns/pid")
+        return os.readlink("/proc/self/ns/pid")
     except OSError:
-        return os.uname().nodename
+        return ""
 
 
 def started(pid: int) -> int | None:

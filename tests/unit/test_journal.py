@@ -193,6 +193,14 @@ def test_whose_process_it_is() -> None:
     assert mine._replace(host="another").state() == "elsewhere"
 
 
+def test_a_process_in_another_container_of_the_same_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not show in ours, so nothing says that it is gone."""
+    mine = Process.current()
+    monkeypatch.setattr("fastsync.journal.pid_container", lambda: "pid:[1]")
+    assert Process.current().state() == "running"
+    assert mine.state() == "elsewhere"
+
+
 def test_a_file_that_is_no_journal(folder: Path) -> None:
     folder.mkdir(parents=True)
     (folder / FILE).write_bytes(b"no database at all" * 100)
