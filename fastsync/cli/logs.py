@@ -184,7 +184,9 @@ def _appending(path: str) -> Iterator[Callable[[str], None]]:
     """Append lines to a file, each in one piece, so that several processes may do so."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
     try:
-        fd = os.open(path, flags, 0o666)
+        # A pipe that nobody reads would hold up the run before it begins.
+        fd = os.open(path, flags | os.O_NONBLOCK, 0o666)
+        os.set_blocking(fd, True)
     except OSError as error:
         raise UsageError(
             f"the log cannot be written: {from_os_error(error).message}", where=path

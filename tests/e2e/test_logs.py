@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -148,6 +149,15 @@ def test_a_log_on_a_full_disk_is_no_reason_to_fail(
     assert done.code == 0
     assert done.stderr.count("the log cannot be written on: no space left on device") == 1
     assert (tmp_path / "dest/b").read_text() == "b"
+
+
+def test_a_log_that_is_a_pipe_without_a_reader(fastsync: Fastsync, tmp_path: Path) -> None:
+    """It is said: to wait for one would look like a copy that hangs."""
+    os.mkfifo(tmp_path / "log")
+    (tmp_path / "a").write_text("a")
+    done = fastsync("cp", "a", "b", "--log-file", "log")
+    told = "log: the log cannot be written: no such device or address"
+    assert (done.code, done.stderr) == (2, f"fastsync: error: {told}\n")
 
 
 # -- the filter --------------------------------------------------------------------------------------
