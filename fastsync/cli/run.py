@@ -54,18 +54,22 @@ def run(work: Coroutine[Any, Any, T], on_interrupt: Callable[[], None]) -> T:
         assert task is not None
 
         def interrupt(number: int) -> None:
+            on_interrupt()
+            task.cancel()
+
+        def at_once(number: int, _frame: object) -> None:
             if received:
                 os._exit(128 + number)
             received.append(number)
-            on_interrupt()
             watchdog = threading.Timer(PATIENCE_S, os._exit, (128 + number,))
             watchdog.daemon = True
             watchdog.start()
-            task.cancel()
 
         for number in _SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 loop.add_signal_handler(number, interrupt, number)
+                # The loop hears of it, but when it is its turn: a call that blocks may have it for ever.
+                signal.signal(number, at_once)
         return await work
 
     try:

@@ -116,6 +116,23 @@ def test_in_the_middle_of_a_large_file(
     assert not any(map(is_running, children))
 
 
+def test_while_a_call_blocks_the_event_loop(
+    started: Start, eventually: Wait, tmp_path: Path
+) -> None:
+    """A list that is a pipe to which nobody writes: the loop gets no turn, and the run ends all the same."""
+    os.mkfifo(tmp_path / "list")
+    process = started("cp", "--files-from", "list", "src", "dest")
+    # The thread stands in the call that opens it (fifo(7)).
+    waits = Path(f"/proc/{process.pid}/wchan")
+    if not os.access(waits, os.R_OK) or waits.read_text() == "0":
+        time.sleep(2)
+    else:
+        eventually(lambda: "fifo" in waits.read_text())
+    process.terminate()
+    output, errors = process.communicate(timeout=20)
+    assert (process.returncode, output, errors) == (CODES[signal.SIGTERM], b"", b"")
+
+
 @pytest.mark.parametrize("options", [("--inplace",), ("--durable",), ("--checksum",)])
 def test_in_other_ways_of_copying(
     fastsync: Fastsync,
