@@ -159,13 +159,14 @@ class StoreOptions:
 
     `follow_links` reads through symbolic links below the location, where there are any. `durable`: what a
     method without `WriteOptions` has done (deletes, hard links, attributes) survives a power cut, too,
-    where the store can see to it. `place` holds the settings of this one place (endpoint, region, key file
-    ...) by their option names, without the dashes in front, inner dashes as "_"; switches are "true" or
-    "false". `light` says that no content will move, so that what is opened for speed alone need not be.
-    `note` tells the user, in one line, what a place lacks. `state_folder` is where a store may keep what it
-    would otherwise have to ask for again; None for nowhere. The socket settings are None for the system's
-    choice. `send_rate` tells how many bytes per second may leave at this moment, None for no limit: a store
-    that sends parts longer than a quarter of that holds each of them back to it.
+    where the store can see to it. `writes`: the location is a destination. `place` holds the settings of
+    this one place (endpoint, region, key file ...) by their option names, without the dashes in front,
+    inner dashes as "_"; switches are "true" or "false". `light` says that no content will move, so that
+    what is opened for speed alone need not be. `note` tells the user, in one line, what a place lacks.
+    `state_folder` is where a store may keep what it would otherwise have to ask for again; None for
+    nowhere. The socket settings are None for the system's choice. `send_rate` tells how many bytes per
+    second may leave at this moment, None for no limit: a store that sends parts longer than a quarter of
+    that holds each of them back to it.
     """
 
     streams: int = 8
@@ -178,6 +179,7 @@ class StoreOptions:
     retries: int = 5
     follow_links: bool = False
     durable: bool = False
+    writes: bool = False
     light: bool = False
     note: Callable[[str], None] = _say_nothing
     place: Mapping[str, str] = field(default_factory=dict)

@@ -431,6 +431,7 @@ class Session:
                 retries=settings.retry_count,
                 follow_links=follow,
                 durable=settings.durable,
+                writes=side == "destination",
                 light=self._light,
                 note=request.observer.note,
                 place=_Watched(request.place_settings(location, side), self._seen),

@@ -1,4 +1,5 @@
-"""Whether a file that says who we are, or what to do, can only have been written by us."""
+"""Whether a file that says who we are, or what to do, can only have been written by us, and whether the way
+to a place can only have been laid by somebody we trust."""
 
 from __future__ import annotations
 
@@ -7,10 +8,13 @@ import stat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Final
 
 OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 OTHERS_USE: Final = 0o077
+# Links that a system follows on one way (Linux; others have less).
+_MOST_LINKS: Final = 40
 
 
 def mistrust(path: str, fd: int, forbidden: int = OTHERS_WRITE) -> tuple[str, str] | None:
@@ -36,3 +40,85 @@ def mistrust(path: str, fd: int, forbidden: int = OTHERS_WRITE) -> tuple[str, st
     if status.st_mode & forbidden:
         return "others can read it", f"to stop that: chmod 600 {path}"
     return None
+
+
+def others_can_write(status: os.stat_result) -> bool:
+    """By its mode; a group that has nobody in it but the owner (umask 002) is nobody else."""
+    if status.st_mode & stat.S_IWOTH:
+        return True
+    return bool(status.st_mode & stat.S_IWGRP) and not _is_private(status.st_gid, status.st_uid)
+
+
+def _is_private(gid: int, uid: int) -> bool:
+    """Whether a group is named like this user, whose own it is, and has no other members: how private groups
+    are told everywhere (pam_umask(8), usergroups)."""
+    import grp  # seldom needed
+    import pwd
+
+    try:
+        user, group = pwd.getpwuid(uid), grp.getgrgid(gid)
+    except KeyError:
+        return False
+    is_named_so = (user.pw_gid, user.pw_name) == (gid, group.gr_name)
+    return is_named_so and set(group.gr_mem) <= {user.pw_name}
+
+
+def foreign_link(way: Way) -> str | None:
+    """A symbolic link on the way to a place that somebody else may have laid for us, None if there is none.
+
+    We, root and the owner of the directory that it is in may lay links, and so may everybody in a directory
+    that nobody else can write: one of them put it there. That is Linux's fs.protected_symlinks, and more:
+    it keeps for directories that a group can write, and on other systems.
+    """
+    trusted = (os.geteuid(), 0)
+    for at, status in way:
+        if stat.S_ISLNK(status.st_mode):
+            above = way.above
+            if status.st_uid not in (*trusted, above.st_uid) and others_can_write(above):
+                return at
+    return None
+
+
+class Way:
+    """The directories and links that are passed on the way to a path, each with its lstat(2).
+
+    `above` is the directory that was passed last. At the end `reached` is where the way leads, without a link
+    in it; what is not there is taken for a name.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._names = os.path.join(os.getcwd(), path).split("/")[::-1]
+        self.reached = "/"
+        self.above = os.stat("/")
+
+    def __iter__(self) -> Iterator[tuple[str, os.stat_result]]:
+        yield "/", self.above
+        links = 0
+        while self._names:
+            name = self._names.pop()
+            if name in ("", "."):
+                continue
+            if name == "..":
+                self.reached = os.path.dirname(self.reached)
+                self.above = os.stat(self.reached)
+                continue
+            at = os.path.join(self.reached, name)
+            try:
+                status = os.lstat(at)
+                target = os.readlink(at) if stat.S_ISLNK(status.st_mode) else None
+            except OSError:  # using it will say what is wrong, if anything is
+                self.reached = os.path.join(at, *self._names[::-1])
+                return
+            if target is None:
+                self.reached = at
+                if stat.S_ISDIR(status.st_mode):
+                    self.above = status
+                    yield at, status
+                continue
+            yield at, status
+            links += 1
+            if links > _MOST_LINKS:
+                return
+            if target.startswith("/"):
+                self.reached, self.above = "/", os.stat("/")
+            self._names += target.split("/")[::-1]

@@ -16,13 +16,17 @@ class LocalBackend:
         self._crew = Crew()
 
     async def connect(self, location: Location, options: StoreOptions) -> LocalStore:
-        """Nothing is opened yet: a destination may still have to be made. Raises UsageError."""
+        """Nothing is opened yet: a destination may still have to be made. Raises UsageError, also for one
+        that others may have led elsewhere."""
         if not location.path:
             raise UsageError("an empty path")
         self._crew.allow(options.jobs, options.streams)
-        return LocalStore(
+        store = LocalStore(
             self._crew, location, follow=options.follow_links, durable=options.durable
         )
+        if options.writes:
+            await self._crew.in_thread(store.root.vet)
+        return store
 
     async def aclose(self) -> None:
         """End threads and helper processes, the files in hand finished or dropped."""

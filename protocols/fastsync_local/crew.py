@@ -168,7 +168,7 @@ class Crew:
         rules: Rules,
         progress: Progress,
     ) -> list[Problem | None]:
-        request = ("copy", source.identity(), target.identity(), rules.as_dict(), jobs)
+        request = ("copy", source.identity(), target.identity(target=True), rules.as_dict(), jobs)
 
         loop = asyncio.get_running_loop()
 

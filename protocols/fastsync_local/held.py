@@ -13,8 +13,9 @@ import stat
 import threading
 import time
 
-from fastsync.errors import NameRefused
+from fastsync.errors import NameRefused, UsageError
 from fastsync.names import safe_parts
+from fastsync.trust import Way, foreign_link
 from fastsync_local.spelling import refuse_other_spelling
 
 TYPE_CHECKING = False
@@ -257,15 +258,20 @@ class Root:
         self._identity: tuple[int, int] | None = None
         self._lock = threading.Lock()
         self._patience = Patience()
+        self._is_vetted = False
         self._unsynced: list[str] = []  # directories that got one of those that lead here
 
-    def descriptor(self, *, create: bool = False, durable: bool = False) -> int:
+    def descriptor(
+        self, *, create: bool = False, durable: bool = False, target: bool = False
+    ) -> int:
         """A new descriptor of the root, for the caller to close; with `durable` what had to be made to
-        get there is on the disk. Raises OSError."""
+        get there is on the disk. With `create` or `target` it is written to. Raises OSError, and UsageError
+        as `vet` does."""
         with self._lock:
-            return self._patience.spend(lambda: self._descriptor(create, durable))
+            return self._patience.spend(lambda: self._descriptor(create, durable, create or target))
 
-    def _descriptor(self, create: bool, durable: bool) -> int:
+    def _descriptor(self, create: bool, durable: bool, target: bool) -> int:
+        leads_to = None if self._is_vetted or not target else self.vet()
         if self._fd < 0:
             if create:
                 self._unsynced += _above_missing(self.path)  # of an earlier try, too
@@ -273,16 +279,34 @@ class Root:
             self._fd = open_root(self.path)
             status = os.fstat(self._fd)
             self._identity = (status.st_dev, status.st_ino)
+        if leads_to is not None:
+            status = os.lstat(leads_to)
+            if (status.st_dev, status.st_ino) != self._identity:
+                raise UsageError("the destination was replaced just now", where=self.path)
+            self._is_vetted = True
         while durable and self._unsynced:
             _sync_directory(self._unsynced[-1])
             self._unsynced.pop()
         # Not dup(2): that would share the position of a listing under way.
         return os.open(".", OPEN_DIRECTORY, dir_fd=self._fd)
 
-    def identity(self) -> tuple[str, tuple[int, int]]:
-        """Path and (device, inode), for a helper process to open the same one. Raises OSError."""
-        if self._identity is None:
-            let_go(self.descriptor(create=True))
+    def vet(self) -> str:
+        """The path that ours leads to. Raises UsageError if others may have laid a link on the way: it
+        could lead into what is ours alone. (Sources may be anywhere.)"""
+        way = Way(self.path)
+        if (link := foreign_link(way)) is not None:
+            raise UsageError(
+                "a link of another user leads to the destination",
+                where=link,
+                hint=f"if it is right, name where it leads: {os.path.realpath(self.path)}",
+            )
+        return way.reached
+
+    def identity(self, *, target: bool = False) -> tuple[str, tuple[int, int]]:
+        """Path and (device, inode), for a helper process to open the same one. A `target` is made if it is
+        not there. Raises what `descriptor` raises."""
+        if self._identity is None or target:
+            let_go(self.descriptor(create=target))
         assert self._identity is not None
         return self.path, self._identity
 

@@ -798,7 +798,7 @@ class LocalStore:
     ) -> Iterator[HeldDirectories]:
         held: HeldDirectories | None = None
         try:
-            root = self.root.descriptor(create=create, durable=durable)
+            root = self.root.descriptor(create=create, durable=durable, target=True)
             held = HeldDirectories(root, durable=durable)
             yield held
         except OSError as error:

@@ -417,6 +417,30 @@ def test_a_link_out_of_the_destination_is_not_entered(
     assert (tmp_path / "dest/sub").is_symlink()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give links away")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["cp", "-R", "dir/", "shared/link/"],
+        ["cp", "dir/a", "shared/link"],
+        ["sync", "-n", "dir", "shared/link/sub"],
+        ["run", "batch"],
+    ],
+)
+def test_a_destination_that_others_have_led_elsewhere(
+    fastsync: Fastsync, plant: Plant, tmp_path: Path, words: list[str]
+) -> None:
+    plant(tmp_path, {"dir/a": "new", "ours/b": "old", "shared/link": Path("../ours")})
+    (tmp_path / "batch").write_text("cp dir/a shared/link/\n")
+    (tmp_path / "shared").chmod(0o1777)
+    os.lchown(tmp_path / "shared/link", 12345, -1)
+    done = fastsync(*words)
+    assert done.code == 2
+    assert "a link of another user leads to the destination" in done.stderr
+    assert f"name where it leads: {tmp_path}/ours" in done.stderr
+    assert os.listdir(tmp_path / "ours") == ["b"]
+
+
 # -- attributes --------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastsync.errors import NameRefused, from_os_error
+from fastsync.errors import NameRefused, UsageError, from_os_error
 from fastsync_local.held import MAX_HELD, HeldDirectories, Root, open_root
 
 # More levels than are held, several times over.
@@ -319,6 +319,81 @@ def test_a_root_may_be_a_link(tmp_path: Path) -> None:
     os.close(fd)
 
 
+THEM = 12345
+gives_away = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give links away")
+
+
+@gives_away
+@pytest.mark.parametrize(
+    ("mode", "directory", "is_fine"),
+    [
+        (0o1777, 0, False),
+        (0o777, 0, False),
+        (0o775, 0, False),
+        (0o755, 0, True),  # we put it there, or root
+        (0o1777, THEM, True),  # in their directory
+    ],
+)
+@pytest.mark.parametrize("place", ["link", "link/sub", "by/sub"])
+def test_a_link_of_somebody_else(
+    tmp_path: Path, mode: int, directory: int, is_fine: bool, place: str
+) -> None:
+    """What they lay for us to write to, wherever on the way it stands, is not gone through."""
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared/link").symlink_to("../ours")
+    (tmp_path / "shared/by").symlink_to("link")
+    os.lchown(tmp_path / "shared/link", THEM, -1)
+    os.chown(tmp_path / "shared", directory, THEM)
+    (tmp_path / "shared").chmod(mode)
+    root = Root(f"{tmp_path}/shared/{place}")
+    if is_fine:
+        os.close(root.descriptor(create=True))
+    else:
+        for _ in range(2):
+            with pytest.raises(
+                UsageError, match="a link of another user leads to the dest"
+            ) as error:
+                root.descriptor(create=True)
+            assert error.value.where == f"{tmp_path}/shared/link"
+        assert os.listdir(tmp_path / "ours") == []
+    root.close()
+
+
+@gives_away
+def test_a_link_of_somebody_else_that_was_read_before(tmp_path: Path) -> None:
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "link").symlink_to("ours")
+    os.lchown(tmp_path / "link", THEM, -1)
+    tmp_path.chmod(0o1777)
+    root = Root(str(tmp_path / "link"))
+    os.close(root.descriptor())
+    with pytest.raises(UsageError):
+        root.descriptor(target=True)
+    with pytest.raises(UsageError):
+        root.identity(target=True)
+    root.close()
+
+
+def test_a_root_that_is_exchanged_while_it_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "other").mkdir()
+    real = open_root
+
+    def swapped(path: str) -> int:
+        os.rename(path, tmp_path / "moved")
+        os.symlink("other", path)
+        return real(path)
+
+    monkeypatch.setattr("fastsync_local.held.open_root", swapped)
+    root = Root(str(tmp_path / "root"))
+    with pytest.raises(UsageError, match="replaced"):
+        root.descriptor(create=True)
+    root.close()
+
+
 def test_a_root_stays_what_it_was(tmp_path: Path) -> None:
     """Opened once: whoever replaces it later does not send our work elsewhere."""
     (tmp_path / "root").mkdir()
@@ -341,7 +416,7 @@ def test_a_root_that_has_to_be_made(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
     fd = root.descriptor(create=True)
     assert path_of(fd) == str(tmp_path / "a/b")
-    path, identity = root.identity()
+    path, identity = root.identity(target=True)
     status = os.fstat(fd)
     assert (path, identity) == (str(tmp_path / "a/b"), (status.st_dev, status.st_ino))
     os.close(fd)
