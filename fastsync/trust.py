@@ -21,7 +21,8 @@ def mistrust(path: str, fd: int, forbidden: int = OTHERS_WRITE) -> tuple[str, st
     """What is wrong with a file that was opened by this name, and what to do; None for nothing.
 
     It must be ours or root's, without the bits of `forbidden` in its mode, and so must a link that stands
-    there: whoever made it chose the file. Pipes and devices are whose the program is that made them.
+    there: whoever made it chose the file. Nor may others write, or own, a directory on the way there: they
+    could put another file in its place. Pipes and devices are whose the program is that made them.
     """
     status = os.fstat(fd)
     ours = (os.geteuid(), 0)
@@ -39,6 +40,23 @@ def mistrust(path: str, fd: int, forbidden: int = OTHERS_WRITE) -> tuple[str, st
         return "others can write it", f"to stop that: chmod go-w {path}"
     if status.st_mode & forbidden:
         return "others can read it", f"to stop that: chmod 600 {path}"
+    return _mistrust_way(path)
+
+
+def _mistrust_way(path: str) -> tuple[str, str] | None:
+    """What is wrong with the directories and links that lead to a file, as sshd's StrictModes has it: up to
+    the home directory, what is above that is for the system to keep."""
+    ours = (os.geteuid(), 0, os.stat("/").st_uid)  # root has another number in a user namespace
+    above_home = os.path.join(os.path.dirname(os.path.realpath(os.path.expanduser("~"))), "")
+    for at, status in Way(path):
+        if stat.S_ISLNK(status.st_mode):
+            if status.st_uid not in ours:
+                return f"a link of another user leads there: {at}", "name the file itself"
+        elif not above_home.startswith(os.path.join(at, "")):
+            if status.st_uid not in ours:
+                return f"its directory {at} belongs to another user", "keep it in one of yours"
+            if others_can_write(status) and not status.st_mode & stat.S_ISVTX:
+                return f"others can write its directory {at}", f"to stop that: chmod go-w {at}"
     return None
 
 

@@ -1,5 +1,8 @@
+import grp
 import os
+import pwd
 import re
+import stat
 import subprocess
 import sys
 import tomllib
@@ -560,6 +563,79 @@ def test_a_link_of_another_user_is_refused(write: WriteConfig, tmp_path: Path) -
     assert resolve({}, config_file=path, environ={}).notes == ()
     os.chown(path, 12345, -1, follow_symlinks=False)
     assert "a link of another user leads there" in refusal(path)
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o772, 0o1777])
+def test_a_directory_that_others_can_write(mode: int, tmp_path: Path) -> None:
+    """Others can put another file in the place of one in it, but where it is sticky."""
+    (tmp_path / "a/b").mkdir(parents=True)
+    path = tmp_path / "a/b/c.toml"
+    path.write_text("[global]\n")
+    path.chmod(0o600)
+    (tmp_path / "link").symlink_to("a/b/c.toml")
+    (tmp_path / "a").chmod(mode)
+    if mode & stat.S_ISVTX:
+        assert resolve({}, config_file=path, environ={}).notes == ()
+    else:
+        told = (
+            f"others can write its directory {tmp_path}/a (to stop that: chmod go-w {tmp_path}/a)"
+        )
+        assert told in refusal(path)
+        assert told in refusal(tmp_path / "link")
+
+
+def test_what_is_above_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is for the system to keep, as sshd has it."""
+    (tmp_path / "a/home").mkdir(parents=True)
+    (tmp_path / "a").chmod(0o777)
+    monkeypatch.setenv("HOME", str(tmp_path / "a/home"))
+    path = tmp_path / "a/home/c.toml"
+    path.write_text("[global]\n")
+    path.chmod(0o600)
+    assert resolve({}, config_file=path, environ={}).notes == ()
+    (tmp_path / "a/home").chmod(0o777)
+    assert "others can write its directory" in refusal(path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give directories away")
+def test_a_directory_of_another_user(write: WriteConfig, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    path = write("[global]\n").rename(tmp_path / "a/c.toml")
+    os.chown(tmp_path / "a", 12345, -1)
+    assert f"its directory {tmp_path}/a belongs to another user" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("user", "group", "members", "is_ours"),
+    [
+        ("us", "us", [], True),
+        ("us", "us", ["us"], True),
+        ("us", "us", ["us", "them"], False),
+        ("us", "staff", [], False),
+    ],
+)
+def test_a_group_of_our_own(
+    user: str,
+    group: str,
+    members: list[str],
+    is_ours: bool,
+    tmp_path: Path,
+    write: WriteConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With umask 002, each user has one."""
+    (tmp_path / "a").mkdir()
+    path = write("[global]\n").rename(tmp_path / "a/c.toml")
+    (tmp_path / "a").chmod(0o775)
+    gid = (tmp_path / "a").stat().st_gid
+    ours = pwd.struct_passwd((user, "x", os.geteuid(), gid, "", "/", "/bin/sh"))
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: ours)
+    named = grp.struct_group((group, "x", gid, members))
+    monkeypatch.setattr(grp, "getgrgid", lambda gid: named)
+    if is_ours:
+        assert resolve({}, config_file=path, environ={}).notes == ()
+    else:
+        assert "others can write its directory" in refusal(path)
 
 
 def test_a_readable_file_with_secrets_is_noted(tmp_path: Path) -> None:
