@@ -18,6 +18,7 @@ from fastsync.errors import FastsyncError, UsageError
 from fastsync.events import Silent
 from fastsync.location import LOCAL_SCHEME, Location
 from fastsync.session import Request, Session, Shared, as_sink
+from fastsync.settings import Side
 from fastsync.wildcards import find
 from fastsync.works import (
     Works,
@@ -177,7 +178,7 @@ class Foresight:
         landing = theirs
         if theirs == ours.rpartition("/")[0]:
             # A file goes into the directory that holds it; a tree is for below.
-            is_same = is_same or verb != "sync" or not await is_directory(session, source)
+            is_same = is_same or verb != "sync" or not await is_directory(session, source, side="source")
         elif verb != "sync" and target.is_directory_like and into(target, source) != target:
             landing = f"{theirs}/{source.name}"
             is_same = is_same or landing == ours
@@ -186,7 +187,7 @@ class Foresight:
         is_tree = verb in ("sync", "mv") or settings.recursive
         if is_tree and (_inside(landing, ours) or _inside(ours, landing)):
             # In a bucket a file may go there: it has directories and files of one name.
-            if await is_directory(session, source):
+            if await is_directory(session, source, side="source"):
                 place = target if landing == theirs else into(target, source)
                 refuse_overlap(await session.open(source), await session.open_sink(place))
 
@@ -201,7 +202,8 @@ class Foresight:
         if offers(await session.open(location.parent()), LocalFiles):
             # A link to a directory is that directory; one to a file is replaced.
             whole = (await session.open(location)).address().rstrip("/")
-            if whole != address and await is_directory(session, location):
+            side: Side = "destination" if is_written else "source"
+            if whole != address and await is_directory(session, location, side=side):
                 return whole
         return address
 

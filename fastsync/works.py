@@ -49,7 +49,7 @@ from fastsync.names import path_key
 from fastsync.patience import patiently, persistently, up_to
 from fastsync.plan import Comparison, DeleteGate, PlanPage, Rules, Step, plan
 from fastsync.session import Request, Session, located, named, passes_over, untrusted, whole
-from fastsync.settings import Settings
+from fastsync.settings import Settings, Side
 from fastsync.wildcards import Wildcard, find, something
 from fastsync.work import Budgets, Record, Work
 
@@ -233,9 +233,9 @@ def _in_the_way(location: Location, what: str = "a file") -> UsageError:
     )
 
 
-async def is_directory(session: Session, target: Location) -> bool:
-    """True when a directory stands at a destination. Raises UsageError where nothing can be."""
-    store = await session.open(target, side="destination")
+async def is_directory(session: Session, location: Location, *, side: Side = "destination") -> bool:
+    """True when a directory stands at a place. Raises UsageError where nothing can be."""
+    store = await session.open(location, side=side)
     try:
         standing = await standing_at(session, store)
     except PermissionRefused:

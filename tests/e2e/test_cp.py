@@ -441,6 +441,17 @@ def test_a_destination_that_others_have_led_elsewhere(
     assert os.listdir(tmp_path / "ours") == ["b"]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give links away")
+def test_a_source_that_others_lead_to(fastsync: Fastsync, plant: Plant, tmp_path: Path) -> None:
+    """They may: what they could lead us to, we would only read."""
+    plant(tmp_path, {"theirs/a": "new", "shared/link": Path("../theirs")})
+    (tmp_path / "shared").chmod(0o777)
+    os.lchown(tmp_path / "shared/link", 12345, -1)
+    (tmp_path / "batch").write_text("sync shared/link to\ncp shared/link/a shared/b\n")
+    assert fastsync("run", "batch") == (0, "", "")
+    assert (tmp_path / "to/a").read_text() == (tmp_path / "shared/b").read_text() == "new"
+
+
 # -- attributes --------------------------------------------------------------------------------------
 
 
