@@ -235,6 +235,7 @@ def _units(
 ) -> Iterator[Callable[[], Coroutine[Any, Any, None]]]:
     """What is run at once: copies of files between the same directories, and lines by themselves."""
     found: dict[tuple[int, Location, Location], list[tuple[Bundle, dict[str, Task]]]] = {}
+    times: Counter[tuple[int, Location, Location, str]] = Counter()
     many = Counter((id(task.request), task.between) for task in tasks)
     for task in tasks:
         source, target = task.sources[0], task.target
@@ -249,12 +250,14 @@ def _units(
             names = path, target.path.removeprefix("/")
         elif (here, there) != (source.parent(), target.parent()):
             names = source.path.removeprefix("/"), target.path.removeprefix("/")
-        same = found.setdefault((id(task.request), here, there), [])
-        # A name that goes to two places goes twice.
-        into = next((one for one in same if names[0] not in one[1]), None)
-        if into is None:
-            into = Bundle(task.request, here, there), {}
-            same.append(into)
+        key = id(task.request), here, there
+        same = found.setdefault(key, [])
+        # A name that goes to two places goes twice: for the n-th time with the n-th bundle.
+        turn = times[*key, names[0]]
+        times[*key, names[0]] += 1
+        if turn == len(same):
+            same.append((Bundle(task.request, here, there), {}))
+        into = same[turn]
         into[0].names[names[0]] = names[1]
         into[1][names[0]] = task
     for same in found.values():

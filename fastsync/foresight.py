@@ -8,6 +8,7 @@ the other.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
@@ -178,7 +179,9 @@ class Foresight:
         landing = theirs
         if theirs == ours.rpartition("/")[0]:
             # A file goes into the directory that holds it; a tree is for below.
-            is_same = is_same or verb != "sync" or not await is_directory(session, source, side="source")
+            is_same = (
+                is_same or verb != "sync" or not await is_directory(session, source, side="source")
+            )
         elif verb != "sync" and target.is_directory_like and into(target, source) != target:
             landing = f"{theirs}/{source.name}"
             is_same = is_same or landing == ours
@@ -199,6 +202,8 @@ class Foresight:
             return await self._address(session, location, is_written=is_written)
         above = await self._address(session, location.parent(), is_written=is_written)
         address = f"{above}/{location.name}"
+        if location.scheme == LOCAL_SCHEME and not _leads_elsewhere(location):
+            return address
         if offers(await session.open(location.parent()), LocalFiles):
             # A link to a directory is that directory; one to a file is replaced.
             whole = (await session.open(location)).address().rstrip("/")
@@ -238,6 +243,12 @@ def _judges_paths(request: Request) -> bool:
     """True where it matters from which directory on a path is seen."""
     settings = request.settings
     return bool(request.rules) or settings.max_depth is not None or settings.gitignore
+
+
+def _leads_elsewhere(location: Location) -> bool:
+    """Whether a name on this disk may stand for another place. Opening that for each name of thousands would
+    cost more than copying small files."""
+    return location.name in (".", "..") or os.path.islink(location.path)
 
 
 def _inside(inner: str, outer: str) -> bool:
