@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from itertools import islice
@@ -58,6 +59,8 @@ _MANY_NAMES: Final = 100_000
 # Links, or files without attributes, that are looked at in one go.
 _LOOKS: Final = 128
 _TRIES: Final = 4
+# Names that are sorted in one go.
+_SORTED: Final = 1 << 14
 
 
 class _Found(NamedTuple):
@@ -71,14 +74,13 @@ class _Directory:
     """One that is known, and read sooner or later. `real` is where it really is, followed links and
     all, asked for only where links are followed."""
 
-    __slots__ = ("children", "found", "parent", "path", "real", "task")
+    __slots__ = ("children", "parent", "path", "real", "task")
 
     def __init__(self, path: str, parent: _Directory | None) -> None:
         self.path = path
         self.parent = parent
         self.real: bytes | None = None
         self.task: asyncio.Task[_Found] | None = None
-        self.found: _Found | None = None
         self.children: deque[_Directory] = deque()
 
 
@@ -111,11 +113,10 @@ class Listing:
             if self._options.missing_ok:
                 return
             raise NotFound("no such directory", where=self._where("")) from None
-        root.found = found
         entries: list[Entry] = []
         faults: list[Fault] = list(found.faults)
         size = _FIRST_PAGE
-        stack = [(found.entries, {child.path: child for child in self._adopt(root)}, 0)]
+        stack = [(found.entries, {child.path: child for child in root.children}, 0)]
         tops = [root]
         try:
             while stack:
@@ -164,25 +165,6 @@ class Listing:
             faults.append(Fault(child.path, error))
         return _Found([], [])
 
-    def _adopt(self, directory: _Directory) -> list[_Directory]:
-        """The directories below one that was read, as far as they are to be entered."""
-        assert directory.found is not None
-        options = self._options
-        if not options.recursive:
-            return []
-        children = []
-        for key, entry in directory.found.entries:
-            if not key.endswith("/"):
-                continue
-            if options.prune is not None and options.prune(entry.path):
-                continue
-            start, inside = options.starting_with, entry.path + "/"
-            if start and not inside.startswith(start) and not start.startswith(inside):
-                continue
-            children.append(_Directory(entry.path, directory))
-        directory.children = deque(children)
-        return children
-
     # -- reading ahead -------------------------------------------------------------------------------
 
     def _read_ahead(self, first: _Directory, tops: list[_Directory]) -> None:
@@ -209,13 +191,10 @@ class Listing:
 
     async def _read_child(self, directory: _Directory) -> _Found:
         try:
-            directory.found = found = await self._read(directory)
+            found = await self._read(directory)
             self._entries_ahead += len(found.entries)
-            self._adopt(directory)
         finally:
             self._reading -= 1
-        # Kept by the task; here it would stay for as long as the tree.
-        directory.found = None
         return found
 
     async def _stop(self, root: _Directory) -> None:
@@ -305,7 +284,11 @@ class Listing:
                     raise packets.error_of(reply)
             if len(found) >= many:
                 many = 2 * len(found)
-                repeats += len(found) - len({name for name, _ in found})
+                different: set[bytes] = set()
+                for start in range(0, len(found), _PAGE):
+                    different.update(name for name, _ in found[start : start + _PAGE])
+                    yield []
+                repeats += len(found) - len(different)
             if repeats > _MOST_REPEATS or len(found) > _MOST_NAMES:
                 raise ListingError("the server's listing has no end")
             reads = min(2 * reads, _MOST_READS)
@@ -328,9 +311,13 @@ class Listing:
         vague: list[tuple[str, Attributes]] = []
         debris: list[bytes] = []
         owner = self._options.owner
-        for number, (raw, attrs) in enumerate(names, 1):
-            if not number % _PAGE:
-                yield []  # so that a directory of a million names keeps nobody waiting
+        # A directory of a million names must keep nobody waiting, not even to be forgotten: what is done with
+        # is let go at once.
+        names.reverse()
+        while names:
+            raw, attrs = names.pop()
+            if not len(names) % _PAGE:
+                yield []
             if TEMPORARY.fullmatch(raw):
                 if self._options.sweep and is_abandoned(raw, attrs):
                     debris.append(raw)
@@ -351,15 +338,37 @@ class Listing:
             yield [packets.on_path(REMOVE, at + raw) for raw in debris]
         for start in range(0, len(vague), _LOOKS):
             yield from self._look(prefix, vague[start : start + _LOOKS], found, faults)
-        keys = {
-            name + "/" if entry.kind == "dir" else name: entry
-            for name, entry in found.items()
-            if entry.kind != "link" or self._options.links == "keep"
-        }
-        ordered = sorted(keys) if _is_plain(keys) else sorted(keys, key=path_key)
+        keys: dict[str, Entry] = {}
+        while found:
+            name, entry = found.popitem()
+            if not len(found) % _PAGE:
+                yield []
+            if entry.kind != "link" or self._options.links == "keep":
+                keys[name + "/" if entry.kind == "dir" else name] = entry
+        ordered = yield from in_order(list(keys))
+        rows: list[tuple[str, Entry]] = []
+        children: list[_Directory] = []
+        for start in range(0, len(ordered), _PAGE):
+            page = [(key, keys.pop(key)) for key in ordered[start : start + _PAGE]]
+            rows += page
+            children += [
+                _Directory(entry.path, directory) for key, entry in page if self._enters(key, entry)
+            ]
+            yield []
         if not self._follow:
             self._directories.seen(directory.path)
-        return _Found([(key, keys[key]) for key in ordered], faults)
+        directory.children = deque(children)
+        return _Found(rows, faults)
+
+    def _enters(self, key: str, entry: Entry) -> bool:
+        """Whether this is a directory that is to be read, too."""
+        options = self._options
+        if not (options.recursive and key.endswith("/")):
+            return False
+        if options.prune is not None and options.prune(entry.path):
+            return False
+        start, inside = options.starting_with, entry.path + "/"
+        return inside.startswith(start) or start.startswith(inside)
 
     def _look(
         self,
@@ -405,9 +414,41 @@ class Listing:
                     faults.append(Fault(path, error.at(self._where(path))))
 
 
-def _is_plain(names: dict[str, Entry]) -> bool:
-    """True when byte order is the order of the strings."""
-    return all(map(str.isascii, names))
+def in_order(names: list[str]) -> Script[list[str]]:
+    """Names, each of them once, in the order of listings. Sorting a million takes a second, in which nothing
+    else could run, not even beside a thread: parts are sorted, and then what belongs together of each."""
+    parts: list[list[str]] = []
+    # Byte order is mostly the order of the strings.
+    is_plain = True
+    for start in range(0, len(names), _SORTED):
+        part = names[start : start + _SORTED]
+        is_plain = is_plain and all(map(str.isascii, part))
+        parts.append(part)
+        yield []
+    key = None if is_plain else path_key
+    for part in parts:
+        part.sort(key=key)
+        yield []
+    if len(parts) < 2:
+        return parts[0] if parts else []
+    # Evenly from each part, so that what lies between two of them is about as long as a part.
+    seen = sorted((name for part in parts for name in part[:: _SORTED // 64]), key=key)
+    bounds = seen[64::64]
+    starts = [0] * len(parts)
+    ordered: list[str] = []
+    for bound in [*bounds, None]:
+        together: list[str] = []
+        for number, part in enumerate(parts):
+            stop = len(part)
+            if bound is not None:
+                at = bound if key is None else key(bound)
+                stop = bisect_left(part, at, starts[number], key=key)  # type: ignore[arg-type]
+            together += part[starts[number] : stop]
+            starts[number] = stop
+        together.sort(key=key)  # a merge, as each piece is in order
+        ordered += together
+        yield []
+    return ordered
 
 
 _KINDS: Final[dict[int, Kind]] = {0o100000: "file", 0o040000: "dir", 0o120000: "link"}
