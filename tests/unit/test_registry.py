@@ -110,6 +110,22 @@ def test_two_claims_to_one_scheme_name_both(install: Install) -> None:
     assert Registry([*claims, claim("mem")]).load("mem") is MemoryBackend
 
 
+@pytest.mark.usefixtures("_fresh_look")
+@pytest.mark.parametrize("scheme", ["s3", "S3"])
+def test_what_comes_with_fastsync_is_not_overridden(
+    scheme: str, install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the stranger stands on the path, and nothing of his is imported."""
+    install("stranger", scheme, "no_such_module:Backend")
+    path = sys.path
+    for places in ([str(tmp_path / "1"), *path], [*path, str(tmp_path / "1")]):
+        registry._installed.cache_clear()
+        monkeypatch.setattr(sys, "path", places)
+        told = r"s3://: the scheme is claimed by .*no_such_module:Backend of stranger"
+        with pytest.raises(UsageError, match=told):
+            Registry.from_entry_points().load("s3")
+
+
 def test_two_claims_of_one_distribution_with_two_classes_are_a_conflict(install: Install) -> None:
     claims = [install("one", "box", "old:Backend"), install("one", "box", "new:Backend")]
     with pytest.raises(UsageError, match="old:Backend of one and new:Backend of one"):

@@ -39,7 +39,9 @@ def result_of(script: Script[Any]) -> Any:
             return end.value
 
 
-@given(st.sets(st.text("ab\x00é\uff46\U0001f600\udc80", max_size=6), max_size=300), st.integers(2, 40))
+@given(
+    st.sets(st.text("ab\x00é\uff46\U0001f600\udc80", max_size=6), max_size=300), st.integers(2, 40)
+)
 def test_the_order_of_bytes(names: set[str], size: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(listing, "_SORTED", 64 * size)
