@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import Final
 
-from fastsync.errors import FastsyncError, worst_exit
+from fastsync.errors import Changed, FastsyncError, Vanished, worst_exit
 from fastsync.events import Item, Observer, Operation, Totals
-from fastsync.location import Location
+from fastsync.location import LOCAL_SCHEME, Location
 
 # How many failures a summary keeps; the observer hears of all of them.
 KEPT_FAILURES: Final = 1000
@@ -24,6 +25,20 @@ class Summary:
     failures: list[Item] = field(default_factory=list)
     kept: str | None = None
     comparison: str = ""
+
+
+def _naming(error: FastsyncError, places: list[Location]) -> FastsyncError:
+    """The same, with the item's place where it names no more than the server ("http://host:port"); by
+    itself that does not tell which of many files it was."""
+    host = (error.where or "").partition("://")[2]
+    remote = [str(place) for place in places if place.scheme != LOCAL_SCHEME]
+    if not host or "/" in host or not remote:
+        return error
+    known = next((place for place in remote if place.startswith(f"{error.where}/")), None)
+    named = copy.copy(error)  # the same error may have ended other files, too
+    named.where = known or f"{remote[-1]}: {error.where}"
+    named.__cause__ = error
+    return named
 
 
 class Tally:
@@ -130,7 +145,9 @@ class Tally:
         self._exit_codes.add(error.exit_code)
         if source is not None and error.where and path.startswith(error.where):
             error.where = str(source)  # the gate of names knows no more than the name
-        error.at(str(destination or source or path))
+        about_source = isinstance(error, (Changed, Vanished))
+        error.at(str((source if about_source else destination) or destination or source or path))
+        error = _naming(error, [place for place in (source, destination) if place is not None])
         places = ("" if source is None else str(source), str(destination or ""))
         item = Item(operation, path, *places, None, "", error=error)
         if len(self._failures) < KEPT_FAILURES:
