@@ -15,6 +15,9 @@ Operation: TypeAlias = Literal["copy", "mkdir", "link", "attributes", "delete", 
 
 # The reason of a copy that was none: what was moved has another name.
 RENAMED: Final = "renamed"
+# The reasons of a "delete" of what was cut off: what has the name that is told stays as it is.
+UNFINISHED_UPLOAD: Final = "unfinished upload"
+UNFINISHED_DOWNLOAD: Final = "unfinished download"
 
 
 class Item(NamedTuple):

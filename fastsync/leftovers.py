@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fastsync.backend import DropsUploads, Entry, FindsLeftovers, closing
 from fastsync.errors import FastsyncError, ListingError, NotFound, Unsupported, UsageError
+from fastsync.events import UNFINISHED_DOWNLOAD, UNFINISHED_UPLOAD
 from fastsync.journal import Journal, Owner, Record
 from fastsync.location import LOCAL_SCHEME, Location, parse
 from fastsync.resuming import drop
@@ -105,6 +106,13 @@ def _written_down(record: Record) -> Left:
     return Left(place, process.state(), process.pid, record.noted_ns, record)
 
 
+def _reason(left: Left) -> str:
+    if left.record is None:
+        return "temporary file"
+    is_download = left.place.scheme == LOCAL_SCHEME
+    return UNFINISHED_DOWNLOAD if is_download else UNFINISHED_UPLOAD
+
+
 def _folder(request: Request) -> str:
     if request.state_folder is None:
         raise UsageError("there is no journal without a state folder")
@@ -129,7 +137,7 @@ async def run_clean(
                 if left.state == "running" or (left.state == "elsewhere" and not everything):
                     continue
                 path = left.place.name
-                reason = "unfinished upload" if left.record is not None else "temporary file"
+                reason = _reason(left)
                 size = None if left.entry is None else left.entry.size
                 try:
                     if not request.settings.dry_run:

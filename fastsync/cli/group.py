@@ -28,7 +28,7 @@ VERBS: Final = {
     "presign": ("fastsync.cli.presign", "Print a signed link."),
     "plan": ("fastsync.cli.plan", "Write down what sync would do."),
     "run": ("fastsync.cli.execute", "Carry out a plan or a batch."),
-    "jobs": ("fastsync.cli.jobs", "List and clean what was cut off."),
+    "jobs": ("fastsync.cli.jobs", "List, resume or drop what was cut off."),
     "config": ("fastsync.cli.config", "Show and start the configuration."),
     "completion": ("fastsync.cli.completion", "Print a shell's completion script."),
 }

@@ -50,10 +50,10 @@ def jobs(context: click.Context) -> int | None:
 @click.argument("place", type=PLACE, required=False)
 @with_options(("json", *WIRE, *LOG, *PLACES), rules=False)
 def list_jobs(place: str | None, **values: Any) -> int:
-    """Print each upload that is not finished: since when, whether its process lives, how much is there,
-    of what, and where.
+    """Print each upload and download that is not finished.
 
-    With PLACE those below it alone, and the temporary files that are found there.
+    Since when, whether its process lives, how much is there, of what, and where. With PLACE those below
+    it alone, and the temporary files that are found there.
     """
     settled = resolved(values)
 
@@ -127,7 +127,7 @@ def resume(context: click.Context, /, place: str | None, **values: Any) -> int:
 @with_options(("dry_run", "verbose", "quiet", "json", *WIRE, *LOG, *PLACES), rules=False)
 @click.pass_context
 def clean(context: click.Context, /, place: str | None, everything: bool, **values: Any) -> int:
-    """Drop unfinished uploads whose process is gone. Those that are under way stay.
+    """Drop unfinished uploads and downloads whose process is gone. What is under way stays.
 
     With PLACE those below it alone, and the temporary files that are found there.
     """

@@ -14,7 +14,7 @@ from typing import Any, Final, TextIO
 
 from fastsync import log
 from fastsync.errors import FastsyncError
-from fastsync.events import RENAMED, Item, Totals
+from fastsync.events import RENAMED, UNFINISHED_DOWNLOAD, UNFINISHED_UPLOAD, Item, Totals
 from fastsync.names import printable
 from fastsync.redaction import redacted
 from fastsync.settings import Settings
@@ -296,10 +296,15 @@ def local_time(time_ns: int | None) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time_ns // 1_000_000_000))
 
 
+_UNFINISHED: Final = frozenset({UNFINISHED_DOWNLOAD, UNFINISHED_UPLOAD})
+
+
 def _told(item: Item) -> str:
     name = item.destination or item.source
     if item.reason == RENAMED:
         return f"renamed {printable(name)}"
+    if item.reason in _UNFINISHED:
+        return f"dropped {printable(name)} ({item.reason})"  # what has that name itself stays
     size = f" ({human_size(item.size)})" if item.operation == "copy" and item.size else ""
     reason = f": {item.reason}" if item.operation == "skip" else ""
     return f"{_DONE[item.operation]} {printable(name)}{size}{reason}"
@@ -308,6 +313,8 @@ def _told(item: Item) -> str:
 def _intent(item: Item) -> str:
     if item.reason == RENAMED:
         return f"rename {printable(item.source)} -> {printable(item.destination)}"
+    if item.reason in _UNFINISHED:
+        return f"drop {printable(item.destination)} ({item.reason})"
     verb = {"mkdir": "make", "attributes": "set attributes of"}.get(item.operation, item.operation)
     arrow = f"{printable(item.source)} -> " if item.operation in ("copy", "link") else ""
     size = (

@@ -213,7 +213,25 @@ def test_jobs(fastsync: Fastsync, tmp_path: Path) -> None:
     line = json.loads(fastsync("jobs", "list", "--json", env={"FASTSYNC_STATE": str(state)}).stdout)
     assert (line["operation"], line["state"]) == ("job", "gone")
     would = fastsync("jobs", "clean", "-n", env={"FASTSYNC_STATE": str(state)})
-    assert would.stdout == "would delete s3://bucket/dir/a\\x1bb (unfinished upload)\n"
+    assert would.stdout == "would drop s3://bucket/dir/a\\x1bb (unfinished upload)\n"
+
+
+def test_jobs_clean_says_what_it_drops(fastsync: Fastsync, tmp_path: Path) -> None:
+    """Not "deleted FILE": the file of that name stays."""
+    state, place = tmp_path / "state", tmp_path.resolve()
+    (tmp_path / "file").write_text("stays")
+    half = tmp_path / ".fs-0123456789abcdef.part"
+    half.write_text("half")
+    half.chmod(0o700)  # those of others are let be
+    ticket = json.dumps(["", half.name, half.stat().st_dev, half.stat().st_ino])
+    code = (
+        "import sys; from fastsync.journal import Journal;"
+        f"Journal({str(state)!r}).note({f'file://{place}'!r}, {{}}, 'file', {ticket!r})"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    done = fastsync("jobs", "clean", "-v", env={"FASTSYNC_STATE": str(state)})
+    assert (done.code, done.stderr) == (0, f"dropped {place}/file (unfinished download)\n")
+    assert ((tmp_path / "file").read_text(), half.exists()) == ("stays", False)
 
 
 # -- ls ----------------------------------------------------------------------------------------------
