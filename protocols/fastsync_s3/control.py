@@ -202,7 +202,7 @@ class Control:
             raise UsageError(
                 "not the name of a bucket",
                 where=bucket,
-                hint="letters, digits, dots and hyphens; a key goes after a slash: s3://BUCKET/KEY",
+                hint="3 to 63 letters, digits, dots and hyphens; a key goes after a slash: s3://BUCKET/KEY",
             )
         shared = self.shared
         base = self._base()
