@@ -109,6 +109,38 @@ def test_it_goes_on_from_anywhere(
         assert summary["bytes_sent"] < len(CONTENT)
 
 
+@pytest.mark.parametrize("way", ["into a bucket", "from the web"])
+def test_what_somebody_has_written_meanwhile_stays(
+    fastsync: Fastsync,
+    ways: dict[str, tuple[list[str], Callable[[], bytes]]],
+    hostile_s3: HostileS3,
+    started: Start,
+    eventually: Wait,
+    tmp_path: Path,
+    way: str,
+) -> None:
+    """Who goes on with all that was cut off does not look at each file, as who names it again does."""
+    arguments, content = ways[way]
+    process = started("cp", "-c", "5M", "--bwlimit", "4M", *arguments)
+    eventually(lambda: any(record.ranges for record in records(tmp_path)))
+    process.kill()
+    process.wait(10)
+    later = (records(tmp_path)[0].noted_ns // 10**9) + 60
+    if way == "into a bucket":
+        hostile_s3.put("bucket", "a/big", b"newer")
+        hostile_s3.objects.buckets["bucket"]["a/big"].modified_s = later
+    else:
+        (tmp_path / "to/big").write_bytes(b"newer")
+        os.utime(tmp_path / "to/big", (later, later))
+    done = fastsync("jobs", "resume")
+    assert (done.code, "something newer stands there" in done.stderr) == (8, True)
+    assert content() == b"newer"
+    assert len(jobs(fastsync)) == 1
+    assert fastsync("cp", "-c", "5M", *arguments).code == 0
+    assert content() == CONTENT
+    assert jobs(fastsync) == []
+
+
 @pytest.fixture
 def cut_off(
     fastsync: Fastsync, hostile_s3: HostileS3, started: Start, eventually: Wait, tmp_path: Path
