@@ -7,6 +7,7 @@ libraries, servers and tracebacks, too, and may quote what they were given.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,18 +44,33 @@ def conceal(*secrets: str | None) -> None:
     _known.update(secret for secret in secrets if secret and len(secret) >= _SHORTEST)
 
 
+@lru_cache(64)
+def _written(secret: str) -> frozenset[str]:
+    """How a secret may stand in a text: as it is, in a URL, and quoted by Python or JSON."""
+    if secret.isascii() and secret.isalnum():
+        return frozenset((secret,))
+    import json
+    from urllib.parse import quote, quote_plus
+
+    forms = {secret}
+    try:
+        forms |= {quote(secret, safe=""), quote(secret), quote_plus(secret)}
+        forms.add(repr(secret.encode("utf-8", "surrogateescape") + b"\"'")[2:-4])
+    except UnicodeEncodeError:  # half a surrogate pair
+        pass
+    # With quotes of both kinds at its end, Python quotes a text by ' and escapes each ' in it.
+    for shown in (repr, ascii):
+        forms.add(shown(secret + "\"'")[1:-4])
+    forms |= {form.replace("\\'", "'") for form in forms}
+    in_json = (json.dumps(secret, ensure_ascii=is_ascii)[1:-1] for is_ascii in (True, False))
+    return frozenset(forms).union(in_json)
+
+
 def redacted(text: str) -> str:
     """`text` without any secret: neither one that `conceal` was told of, as it is or as a URL writes it,
     nor one that shows by the place it stands at."""
     if _known:
-        from urllib.parse import quote, quote_plus
-
-        written: set[str] = set()
-        for secret in _known:
-            try:
-                written |= {secret, quote(secret, safe=""), quote(secret), quote_plus(secret)}
-            except UnicodeEncodeError:  # half a surrogate pair
-                written.add(secret)
+        written = {form for secret in _known for form in _written(secret)}
         # The longest first: one may be a part of another.
         for secret in sorted(written, key=len, reverse=True):
             text = text.replace(secret, SHOWN)

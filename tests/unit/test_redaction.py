@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,3 +68,11 @@ def test_no_known_secret_passes(secret: str, before: str, after: str) -> None:
     assert secret not in redacted(before + secret + after).replace("***", "") or set(secret) <= {
         "*"
     }
+
+
+@pytest.mark.parametrize("shown", [repr, ascii, json.dumps, lambda text: repr(text.encode())])
+@pytest.mark.parametrize("secret", ["pa'ss\\word", 'pa"ss\nword', "pässwörd", "pa'ss\"word"])
+def test_a_secret_that_was_quoted(shown: Callable[[str], str], secret: str) -> None:
+    """As libraries and tracebacks quote what they were given."""
+    conceal(secret)
+    assert "ss" not in redacted(shown(secret))
