@@ -32,7 +32,14 @@ from fastsync.backend import (
     WriteOptions,
     offers,
 )
-from fastsync.errors import Changed, DestinationFull, FastsyncError, IntegrityError
+from fastsync.errors import (
+    Changed,
+    DestinationFull,
+    FastsyncError,
+    IntegrityError,
+    NameRefused,
+    UsageError,
+)
 from fastsync.location import LOCAL_SCHEME, Location
 
 Range: TypeAlias = tuple[int, int]
@@ -304,7 +311,7 @@ async def begin(
     foreseen = None if log is None else how.foresee()
     if log is not None and (version is not None or foreseen is not None):
         for left in log.take_up(sink, path, version):
-            resumed = None if left.ranges is None else await how.resume(left)
+            resumed = None if left.ranges is None else await _resumed(how, left)
             if resumed is not None:
                 done = () if offers(resumed, Rechecks) else left.ranges or ()
                 return Trace(resumed, log, left.noted, done=done, resumable=True)
@@ -334,6 +341,15 @@ async def begin(
     except BaseException:
         await asyncio.shield(upload.abort())
         raise
+
+
+async def _resumed(how: Beginning, left: Unfinished) -> Upload | None:
+    """None for a ticket that is not understood, too: a journal that is damaged, or of another fastsync, costs
+    no more than time."""
+    try:
+        return await how.resume(left)
+    except (UsageError, NameRefused):
+        return None
 
 
 def _ticket_of(upload: Upload) -> str | None:
