@@ -10,14 +10,14 @@ import dataclasses
 import time
 from collections.abc import AsyncIterator, Mapping
 
-from fastsync.backend import closing
+from fastsync.backend import Entry, closing
 from fastsync.budget import Budget
 from fastsync.errors import Changed, FastsyncError, Missing, Unsupported, UsageError, worst_exit
 from fastsync.events import Item, Observer, Totals
 from fastsync.journal import Origin, Record
 from fastsync.leftovers import Left, drop_left, is_written_down, leftovers
 from fastsync.location import Location, parse
-from fastsync.plan import PlanPage
+from fastsync.plan import PlanPage, Step
 from fastsync.session import ASKED_AGAIN, Request, Session, Shared, named
 from fastsync.settings import SETTINGS, Settings, Side
 from fastsync.tally import KEPT_FAILURES, Summary, Tally
@@ -147,27 +147,40 @@ async def _run(request: Request, left: Left, origin: Origin, record: Record) -> 
             raise Missing("a directory stands where the file was", where=str(source))
         sink = await session.open_sink(parse(record.place))
         work = await file_at(session, store, sink, record.path)
-        work.pages = _unless_newer(work.pages, record)
+        _spare_newer(work, record)
         done = await engine_for(session).run(_one(work))
         done.comparison = comparison_for(settings, store, sink)
         return done
 
 
-async def _unless_newer(pages: AsyncIterator[PlanPage], record: Record) -> AsyncIterator[PlanPage]:
-    """Raises Changed where a file would be replaced that was written after the upload had begun: who named
-    it then knew nothing of that one."""
-    async with closing(pages):
-        async for page in pages:
-            for action in page.now:
-                old = action.old
-                if old is not None and action.step in ("copy", "verify", "settle"):
-                    if max(old.mtime_ns or 0, old.stored_ns or 0) > record.noted_ns:
-                        raise Changed(
-                            "something newer stands there",
-                            where=str(parse(record.place).child(record.path)),
-                            hint="to replace it run the same command again, to keep it fastsync jobs clean",
-                        )
-            yield page
+def _spare_newer(work: Work, record: Record) -> None:
+    """Have the run raise Changed where a file would be replaced that was written after the upload had begun:
+    who named it then knew nothing of that one."""
+    pages, decide = work.pages, work.decide
+
+    def check(step: Step, old: Entry | None) -> None:
+        if old is None or step != "copy":
+            return
+        if max(old.mtime_ns or 0, old.stored_ns or 0) > record.noted_ns:
+            raise Changed(
+                "something newer stands there",
+                where=str(parse(record.place).child(record.path)),
+                hint="to replace it run the same command again, to keep it fastsync jobs clean",
+            )
+
+    async def checked() -> AsyncIterator[PlanPage]:
+        async with closing(pages):
+            async for page in pages:
+                for action in page.now:
+                    check(action.step, action.old)
+                yield page
+
+    def decided(entry: Entry, old: Entry) -> tuple[Step, str]:
+        step, reason = decide(entry, old)
+        check(step, old)
+        return step, reason
+
+    work.pages, work.decide = checked(), decided
 
 
 async def _one(work: Work) -> AsyncIterator[Work]:

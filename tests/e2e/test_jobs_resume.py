@@ -210,6 +210,7 @@ def test_what_is_there_by_now_is_dropped(
     cut_off("cp", "-c", "5M", "from/a", "s3://bucket/a")
     state = {"FASTSYNC_STATE": str(tmp_path / "another")}
     assert fastsync("cp", "from/a", "s3://bucket/a", env=state).code == 0
+    hostile_s3.objects.buckets["bucket"]["a"].modified_s += 60  # newer, and the same
     hostile_s3.requests.clear()
     assert fastsync("jobs", "resume").code == 0
     assert hostile_s3.count("UploadPart") == 0
