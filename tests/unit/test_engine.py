@@ -556,9 +556,10 @@ async def test_what_the_server_asks_for(
 
 @pytest.mark.parametrize(("retries", "tries", "code"), [(1, 15, 0), (1, 30, 1), (0, 1, 1)])
 async def test_a_server_that_asks_for_patience_gets_it(
-    world: World, retries: int, tries: int, code: int
+    world: World, monkeypatch: pytest.MonkeyPatch, retries: int, tries: int, code: int
 ) -> None:
     """More often than there are tries for failures, unless nothing may be tried again."""
+    monkeypatch.setattr(patience, "LONGEST_THROTTLED_S", 0.05)
     world.have({"a": b"content"})
     world.budgets = dataclasses.replace(SMALL, retries=retries)
     world.theirs.faults.then(world.copying(), *[Throttled("later")] * tries)
@@ -1170,9 +1171,12 @@ async def test_reads_are_closed(bucket: World) -> None:
     assert aborted[0] == ["a"], "before the upload is given up"
 
 
-async def test_a_store_that_is_down_is_left_alone(world: World) -> None:
+async def test_a_store_that_is_down_is_left_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After enough files in a row the rest is not tried, nothing is deleted, and the number of calls has an
     end, however many files there are."""
+    monkeypatch.setattr(patience, "LONGEST_THROTTLED_S", 0.05)
     world.have({f"{number:04}": noise(100) for number in range(3000)})
     world.old({"gone": b"x"})
     method = "copy_from" if world.within else "upload"
