@@ -244,39 +244,39 @@ class Walk:
 
     def _list(self, level: _Level) -> None:
         assert level.fd is not None
+        keys: list[str] = []
+        by_key: dict[str, os.DirEntry[str]] = {}
+        temporary = TEMPORARY.fullmatch
+        follow = self._follow
         unfinished: list[str] = []
         with self._patience.spend(lambda: os.scandir(level.fd)) as found:
-            named = self._named(found, unfinished)
-            by_key = dict(itertools.islice(named, _MANY + 1))
-            keys = list(by_key)
-            if len(keys) > _MANY:
-                by_key.clear()
-                keys += (key for key, _ in named)
+            while some := list(itertools.islice(found, _MANY + 1)):
+                for item in some:
+                    name = item.name
+                    if name[0] == "." and temporary(name):
+                        unfinished.append(name)
+                        continue
+                    is_dir = (
+                        _leads_to_directory(item) if follow else item.is_dir(follow_symlinks=False)
+                    )
+                    by_key[name + "/" if is_dir else name] = item
+                if len(some) > _MANY:
+                    keys += by_key
+                    some.clear()
+                    by_key.clear()
+        is_large = bool(keys)
+        keys += by_key
         if not keys:
             _refuse_removed(level.fd)
         if self._sweep:
             for name in unfinished:
                 remove_abandoned(level.fd, name)
         level.keys = sorted_as_bytes(keys)
-        if by_key:
-            level.items = [by_key[key] for key in level.keys]
-        else:
+        if is_large:
             # A directory that changes while it is read may say a name twice.
             level.keys = [key for key, _ in itertools.groupby(level.keys)]
-
-    def _named(
-        self, found: Iterator[os.DirEntry[str]], unfinished: list[str]
-    ) -> Iterator[tuple[str, os.DirEntry[str]]]:
-        """What is in a directory by its key; temporary files are put aside."""
-        temporary = TEMPORARY.fullmatch
-        follow = self._follow
-        for item in found:
-            name = item.name
-            if name[0] == "." and temporary(name):
-                unfinished.append(name)
-                continue
-            is_dir = _leads_to_directory(item) if follow else item.is_dir(follow_symlinks=False)
-            yield name + "/" if is_dir else name, item
+        else:
+            level.items = [by_key[key] for key in level.keys]
 
     def _directory(self, level: _Level, name: str, index: int) -> None:
         path = level.prefix + name
