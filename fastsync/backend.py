@@ -724,7 +724,7 @@ class DropsUploads(Protocol):
     """A sink that can clean up after an upload of an earlier process."""
 
     async def drop_upload(self, ticket: str) -> None:
-        """Forget the upload. One that is gone already is fine. Raises UsageError for a ticket of
+        """Forget the upload. One that is gone already is fine. Raises TicketRefused for a ticket of
         another store."""
         ...
 

@@ -5,7 +5,8 @@ the border where the foreign error was met:
 
     FastsyncError                     1  one item failed
     |-- UsageError                    2  the request itself is wrong; nothing was touched
-    |   `-- ConfigError               2  a configuration file, profile or environment variable is wrong
+    |   |-- ConfigError               2  a configuration file, profile or environment variable is wrong
+    |   `-- TicketRefused             2  what is written down of an upload does not tell the store which one
     |-- ListingError                  3  a source or listing is missing or cannot be trusted
     |   `-- Missing                   3  nothing is where a source was named, and that is certain
     |-- IntegrityError                4  bytes are not what they were said to be
@@ -77,6 +78,10 @@ class UsageError(FastsyncError):
 
 
 class ConfigError(UsageError):
+    pass
+
+
+class TicketRefused(UsageError):
     pass
 
 

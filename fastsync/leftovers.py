@@ -10,7 +10,14 @@ from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastsync.backend import DropsUploads, Entry, FindsLeftovers, closing
-from fastsync.errors import FastsyncError, ListingError, NotFound, Unsupported, UsageError
+from fastsync.errors import (
+    FastsyncError,
+    ListingError,
+    NotFound,
+    TicketRefused,
+    Unsupported,
+    UsageError,
+)
 from fastsync.events import UNFINISHED_DOWNLOAD, UNFINISHED_UPLOAD
 from fastsync.journal import Journal, Owner, Record
 from fastsync.location import LOCAL_SCHEME, Location, parse
@@ -128,7 +135,8 @@ async def run_clean(
     request: Request, place: str | None = None, *, everything: bool = False
 ) -> Summary:
     """Drop what processes that are gone have left, with `everything` those that cannot be told from here,
-    too; what is in hand here stays. What cannot be dropped is in the summary, and stays as it is."""
+    too; what is in hand here stays. What cannot be dropped is in the summary, and stays as it is; but with
+    `everything` what is not understood is forgotten, with a note."""
     started = time.monotonic()
     tally = Tally(request.observer)
     try:
@@ -143,6 +151,14 @@ async def run_clean(
                     if not request.settings.dry_run:
                         await drop_left(request, left, place)
                     tally.done("delete", path, (None, left.place), size, reason)
+                except TicketRefused as error:
+                    if left.record is None or not everything:
+                        tally.failed("delete", path, None, left.place, error)
+                        continue
+                    _forget(request, left.record)
+                    request.observer.note(
+                        f"forgotten, what there is of it stays: {left.place}: {error.message}"
+                    )
                 except FastsyncError as error:
                     tally.failed("delete", path, None, left.place, error)
     except ListingError as error:
@@ -160,14 +176,20 @@ async def drop_left(request: Request, left: Left, place: str | None) -> None:
     """Drop it, and what is written down of it; a file without a record is at or below `place`."""
     if left.record is not None:
         with contextlib.closing(Journal(_folder(request))) as journal:
-            await _drop_upload(request, left.record, journal.others(left.record))
-            journal.forget(left.record.id)
+            others = journal.others(left.record)
+        await _drop_upload(request, left.record, others)
+        _forget(request, left.record)
     elif left.entry is not None and place is not None:
         async with Session(request, light=True) as session:
             store = await session.open_sink(parse(place))
             (answer,) = await store.delete([left.entry])
             if answer is not None:
                 raise answer
+
+
+def _forget(request: Request, record: Record) -> None:
+    with contextlib.closing(Journal(_folder(request))) as journal:
+        journal.forget(record.id)
 
 
 async def _drop_upload(request: Request, record: Record, others: list[str]) -> None:
@@ -183,5 +205,10 @@ async def _drop_upload(request: Request, record: Record, others: list[str]) -> N
         store = await session.open_sink(place)
         if not isinstance(store, DropsUploads):
             raise Unsupported("unfinished uploads cannot be dropped there", where=str(place))
-        with contextlib.suppress(NotFound):  # nothing is left in a place that is gone
+        try:
             await drop(store, record.ticket, others)
+        except NotFound:
+            pass  # nothing is left in a place that is gone
+        except TicketRefused as error:
+            hint = "fastsync jobs clean --all forgets it"
+            raise TicketRefused(error.message, hint=hint) from error

@@ -37,8 +37,7 @@ from fastsync.errors import (
     DestinationFull,
     FastsyncError,
     IntegrityError,
-    NameRefused,
-    UsageError,
+    TicketRefused,
 )
 from fastsync.location import LOCAL_SCHEME, Location
 
@@ -348,7 +347,7 @@ async def _resumed(how: Beginning, left: Unfinished) -> Upload | None:
     no more than time."""
     try:
         return await how.resume(left)
-    except (UsageError, NameRefused):
+    except TicketRefused:
         return None
 
 

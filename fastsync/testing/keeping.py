@@ -28,7 +28,14 @@ from fastsync.backend import (
     TellsHardLinks,
     WriteOptions,
 )
-from fastsync.errors import Conflict, FastsyncError, NotFound, Unsupported, UsageError
+from fastsync.errors import (
+    Conflict,
+    FastsyncError,
+    NotFound,
+    TicketRefused,
+    Unsupported,
+    UsageError,
+)
 from fastsync.testing.batches import BatchConformance
 from fastsync.testing.vocabulary import (
     LATER,
@@ -230,7 +237,7 @@ class KeepingConformance(BatchConformance):
         assert await self.traces(sink) == []
         try:
             await sink.drop_upload("not a ticket")
-        except UsageError:
+        except TicketRefused:
             return
         raise AssertionError("a ticket of another store was taken")
 

@@ -11,7 +11,15 @@ from typing import Final, NamedTuple
 
 from fastsync import log
 from fastsync.backend import READ_BUFFER, Buffer, Entry, PinnedFile, WriteOptions
-from fastsync.errors import Changed, FastsyncError, IntegrityError, UsageError, from_os_error
+from fastsync.errors import (
+    Changed,
+    FastsyncError,
+    IntegrityError,
+    NameRefused,
+    TicketRefused,
+    from_os_error,
+)
+from fastsync.names import safe_parts
 from fastsync_local.copying import Rules, Target, drop_cache, same_state, write_all
 from fastsync_local.crew import Crew
 from fastsync_local.held import let_go
@@ -81,15 +89,17 @@ class Left(NamedTuple):
 
     @classmethod
     def read(cls, ticket: str) -> Left:
-        """What a ticket says. Raises UsageError for one that is not ours."""
+        """What a ticket says. Raises TicketRefused for one that is not ours."""
         import json  # as below: only uploads that may be gone on with need it
 
         try:
             left = cls(*json.loads(ticket))
             if TEMPORARY.fullmatch(left.name) is None:
                 raise ValueError(left.name)
-        except (ValueError, TypeError) as error:
-            raise UsageError("not the ticket of a file on a disk") from error
+            if left.directory:
+                safe_parts(left.directory)
+        except (ValueError, TypeError, AttributeError, NameRefused) as error:
+            raise TicketRefused("not the ticket of a file on a disk") from error
         return left
 
     def is_at(self, status: os.stat_result) -> bool:

@@ -35,6 +35,7 @@ from fastsync.errors import (
     NotFound,
     Overtaken,
     PermissionRefused,
+    TicketRefused,
     Transient,
     Unsupported,
     UsageError,
@@ -631,7 +632,12 @@ class S3Store:
         told = Ticket.read(ticket)
         if told.upload_id:
             return [ticket]
-        taken = [Ticket.read(other) for other in others]
+        try:
+            taken = [Ticket.read(other) for other in others]
+        except TicketRefused as error:
+            raise Unsupported(
+                "what it came to may be another's, whose ticket is not ours"
+            ) from error
         return [str(found) for found in await find_foreseen(self.plane, told, taken)]
 
     async def drop_upload(self, ticket: str) -> None:

@@ -26,9 +26,9 @@ from fastsync.errors import (
     IntegrityError,
     NotFound,
     Overtaken,
+    TicketRefused,
     Transient,
     Unsupported,
-    UsageError,
     from_os_error,
 )
 from fastsync.wire import Reply
@@ -149,7 +149,7 @@ class Ticket(NamedTuple):
 
     @classmethod
     def read(cls, text: str) -> Ticket:
-        """Raises UsageError."""
+        """Raises TicketRefused."""
         try:
             told = cls(**json.loads(text))
             return told._replace(
@@ -159,7 +159,7 @@ class Ticket(NamedTuple):
                 since_ns=int(told.since_ns),
             )
         except (ValueError, TypeError) as error:
-            raise UsageError("not the ticket of an upload to S3") from error
+            raise TicketRefused("not the ticket of an upload to S3") from error
 
 
 def is_single(like: Entry, options: WriteOptions, part_size: int) -> bool:

@@ -15,8 +15,9 @@ from fastsync.errors import (
     Conflict,
     FastsyncError,
     IntegrityError,
+    NameRefused,
     NotFound,
-    UsageError,
+    TicketRefused,
     caused,
 )
 from fastsync.names import safe_parts
@@ -42,15 +43,15 @@ class Left(NamedTuple):
 
     @classmethod
     def read(cls, ticket: str) -> Left:
-        """What a ticket says. Raises UsageError for one that is not ours, NameRefused."""
+        """What a ticket says. Raises TicketRefused for one that is not ours."""
         try:
             left = cls(*json.loads(ticket))
             if TEMPORARY.fullmatch(left.name.encode()) is None:
                 raise ValueError(left.name)
             if left.directory:
                 safe_parts(left.directory)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise UsageError("not the ticket of a file at an SFTP server") from error
+        except (ValueError, TypeError, AttributeError, NameRefused) as error:
+            raise TicketRefused("not the ticket of a file at an SFTP server") from error
         return left
 
 

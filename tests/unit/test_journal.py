@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import stat
 import subprocess
@@ -13,7 +14,15 @@ from typing import ClassVar
 import pytest
 
 from fastsync.backend import StoreOptions
-from fastsync.errors import FastsyncError, NotFound, Transient, UsageError
+from fastsync.errors import (
+    ConfigError,
+    FastsyncError,
+    NotFound,
+    TicketRefused,
+    Transient,
+    UsageError,
+)
+from fastsync.events import Silent
 from fastsync.journal import FILE, Journal, Process
 from fastsync.leftovers import Left, leftovers, run_clean
 from fastsync.location import Location, parse
@@ -338,6 +347,27 @@ async def test_what_cannot_be_dropped_stays_written_down(
     monkeypatch.setattr(DroppingStore, "trouble", trouble)
     assert (await run_clean(request(cut_off))).exit_code == code
     assert len(await found(request(cut_off))) == left
+
+
+async def test_what_is_not_understood_can_be_forgotten(
+    cut_off: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+    observer = Silent()
+    monkeypatch.setattr(observer, "note", notes.append)
+    asked = dataclasses.replace(request(cut_off), observer=observer)
+    monkeypatch.setattr(DroppingStore, "trouble", ConfigError("no such profile"))
+    assert (await run_clean(asked, everything=True)).exit_code == 2
+    assert (len(await found(asked)), notes) == (1, [])
+    monkeypatch.setattr(DroppingStore, "trouble", TicketRefused("no ticket"))
+    summary = await run_clean(asked)
+    assert summary.exit_code == 2
+    assert "jobs clean --all" in str(summary.failures[0].error)
+    assert len(await found(asked)) == 1
+    summary = await run_clean(asked, everything=True)
+    assert (summary.exit_code, summary.totals.deleted, await found(asked)) == (0, 0, [])
+    (note,) = notes
+    assert "no ticket" in note
 
 
 async def test_what_is_under_way_stays(folder: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fastsync.backend import Entry, StoreOptions, WriteOptions
-from fastsync.errors import UsageError
+from fastsync.errors import TicketRefused
 from fastsync.journal import FILE, Journal, Record
 from fastsync.location import parse
 from fastsync.resuming import Version, gaps, merged
@@ -198,10 +198,21 @@ async def test_a_file_is_dropped(tmp_path: Path) -> None:
     await store.aclose()
 
 
-@pytest.mark.parametrize("ticket", ["", "{}", '["", "f", 1, 2]', '["..", "../f", 1, 2]', "[1]"])
+@pytest.mark.parametrize(
+    "ticket",
+    [
+        "",
+        "{}",
+        "[1]",
+        '["", "f", 1, 2]',
+        '["..", "../f", 1, 2]',
+        '["..", ".fs-0123456789abcdef.part", 1, 2]',
+        '[3, ".fs-0123456789abcdef.part", 1, 2]',
+    ],
+)
 async def test_tickets_of_others(tmp_path: Path, ticket: str) -> None:
     store = await opened(tmp_path)
-    with pytest.raises(UsageError):
+    with pytest.raises(TicketRefused):
         await store.drop_upload(ticket)
     await store.aclose()
 
