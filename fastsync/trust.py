@@ -47,17 +47,24 @@ def _mistrust_way(path: str) -> tuple[str, str] | None:
     """What is wrong with the directories and links that lead to a file, as sshd's StrictModes has it: up to
     the home directory, what is above that is for the system to keep."""
     ours = (os.geteuid(), 0, os.stat("/").st_uid)  # root has another number in a user namespace
-    above_home = os.path.join(os.path.dirname(os.path.realpath(os.path.expanduser("~"))), "")
+    home = Way(os.path.expanduser("~"))
+    above_home = {at for at, status in home if not stat.S_ISLNK(status.st_mode)} - {home.reached}
     for at, status in Way(path):
         if stat.S_ISLNK(status.st_mode):
             if status.st_uid not in ours:
                 return f"a link of another user leads there: {at}", "name the file itself"
-        elif not above_home.startswith(os.path.join(at, "")):
+        elif at != "/" and at not in above_home:
             if status.st_uid not in ours:
                 return f"its directory {at} belongs to another user", "keep it in one of yours"
-            if others_can_write(status) and not status.st_mode & stat.S_ISVTX:
+            is_open = others_can_write(status) and not status.st_mode & stat.S_ISVTX
+            if is_open and not _is_read_only(at):
                 return f"others can write its directory {at}", f"to stop that: chmod go-w {at}"
     return None
+
+
+def _is_read_only(directory: str) -> bool:
+    """As ConfigMaps of Kubernetes are mounted, with mode 0777."""
+    return bool(os.statvfs(directory).f_flag & os.ST_RDONLY)
 
 
 def others_can_write(status: os.stat_result) -> bool:
@@ -105,7 +112,9 @@ class Way:
     """
 
     def __init__(self, path: str) -> None:
-        self._names = os.path.join(os.getcwd(), path).split("/")[::-1]
+        # The current directory may be gone, and need not be known for an absolute path.
+        whole = path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
+        self._names = whole.split("/")[::-1]
         self.reached = "/"
         self.above = os.stat("/")
 

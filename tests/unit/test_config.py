@@ -597,6 +597,44 @@ def test_what_is_above_the_home_directory(tmp_path: Path, monkeypatch: pytest.Mo
     assert "others can write its directory" in refusal(path)
 
 
+def test_a_home_directory_that_a_link_leads_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As automounters have it: what is above the link does not count either."""
+    (tmp_path / "homes").mkdir()
+    (tmp_path / "net/us").mkdir(parents=True)
+    (tmp_path / "homes/us").symlink_to("../net/us")
+    (tmp_path / "homes").chmod(0o777)
+    (tmp_path / "net").chmod(0o777)
+    monkeypatch.setenv("HOME", str(tmp_path / "homes/us"))
+    path = tmp_path / "homes/us/c.toml"
+    path.write_text("[global]\n")
+    path.chmod(0o600)
+    assert resolve({}, config_file=path, environ={}).notes == ()
+
+
+def test_a_directory_that_nobody_can_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ConfigMaps of Kubernetes have mode 0777, on a file system that is read-only."""
+    (tmp_path / "a").mkdir()
+    path = tmp_path / "a/c.toml"
+    path.write_text("[global]\n")
+    path.chmod(0o600)
+    (tmp_path / "a").chmod(0o777)
+    mounted = os.statvfs_result((*os.statvfs(tmp_path)[:8], os.ST_RDONLY, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _path: mounted)
+    assert resolve({}, config_file=path, environ={}).notes == ()
+
+
+def test_a_current_directory_that_is_gone(
+    write: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write("[global]\n")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert resolve({}, config_file=path, environ={}).notes == ()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give directories away")
 def test_a_directory_of_another_user(write: WriteConfig, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
