@@ -8,7 +8,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 from fastsync.backend import Progress
 from fastsync.errors import NameRefused
@@ -22,6 +22,8 @@ from fastsync_local.temporary import sweep
 
 if TYPE_CHECKING:
     from fastsync_local.copying import Job, Problem
+
+    Place: TypeAlias = tuple[str, tuple[int, int]]  # see `Root.identity`
 
 T = TypeVar("T")
 
@@ -149,10 +151,14 @@ class Crew:
         onwards = Onwards(progress)
         async with self._free:
             if self._files_seen > LANES_FROM:
+                # Waits for a disk, and fails before a helper process is started for it.
+                places = await self.in_thread(
+                    lambda: (source.identity(), target.identity(target=True))
+                )
                 lane = self._idle_lanes.pop() if self._idle_lanes else await self.start_lane()
                 if lane is not None:
                     try:
-                        return await self._copy_on_lane(lane, source, target, jobs, rules, onwards)
+                        return await self._copy_on_lane(lane, places, jobs, rules, onwards)
                     except LaneFailed:
                         # Somebody killed it, perhaps for the memory it took.
                         await self.in_thread(lambda: _sweep(target, jobs))
@@ -162,14 +168,12 @@ class Crew:
     async def _copy_on_lane(
         self,
         lane: Lane,
-        source: Root,
-        target: Root,
+        places: tuple[Place, Place],
         jobs: list[Job],
         rules: Rules,
         progress: Progress,
     ) -> list[Problem | None]:
-        request = ("copy", source.identity(), target.identity(target=True), rules.as_dict(), jobs)
-
+        request = ("copy", *places, rules.as_dict(), jobs)
         loop = asyncio.get_running_loop()
 
         def exchange() -> tuple[list[Problem | None], bool, int]:
@@ -183,6 +187,9 @@ class Crew:
             results, waited, untold = await self.in_thread(exchange, lane.terminate)
         except LaneFailed:
             await self.end_lane(lane)
+            raise
+        except OSError:  # one of the roots; it waits for the next
+            self._idle_lanes.append(lane)
             raise
         self._idle_lanes.append(lane)
         progress(untold)
