@@ -47,6 +47,8 @@ from fastsync_s3.signing import (
 IDLE_S: Final = 30.0
 # The least between two halvings: answers to what was sent before the first say nothing new.
 _HALVING_S: Final = 1.0
+# Statuses by which a server asks for patience.
+_BUSY: Final = (429, 503)
 _SKEW: Final = ("RequestTimeTooSkewed", "RequestExpired")
 _EXPIRED: Final = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired")
 
@@ -119,6 +121,13 @@ class Pace:
         if log.level <= log.DEBUG and self.width() != before:
             requests = self.width()
             log.tell(log.DEBUG, "pace", protocol="s3", requests=requests, before=before)
+
+    def answered(self, status: int) -> None:
+        """An answer of this status came."""
+        if status in _BUSY:
+            self.throttled()
+        elif status < 500:
+            self.went_well(1)
 
     async def enter(self) -> None:
         """Wait until one more may be under way."""
@@ -363,7 +372,11 @@ class Plane:
                 mapped.append(answer)
                 continue
             is_plain = answer.status < 300 and not (answer.body and call.method != "GET")
-            mapped.append(answer if is_plain else self.error_of(answer, call) or answer)
+            error = None if is_plain else self._meaning_of(answer, call)
+            # Those that say so by their status were heard as they came: that burst may be long over.
+            if isinstance(error, Throttled) and answer.status not in _BUSY:
+                self.pace.throttled()
+            mapped.append(error or answer)
         return mapped
 
     async def _sent_wrongly(
@@ -398,14 +411,9 @@ class Plane:
                 yield self._outgoing(call, credentials)
 
         pace = self.pace
-
-        def answered(status: int) -> None:
-            if status == 503:
-                pace.throttled()
-            else:
-                pace.went_well(1)
-
-        return await self.wire.ask_all(requests(), width=pace.width, most=most, answered=answered)
+        return await self.wire.ask_all(
+            requests(), width=pace.width, most=most, answered=pace.answered
+        )
 
     async def _correct(self, reply: Reply) -> bool:
         """True when a second try makes sense."""
@@ -443,8 +451,17 @@ class Plane:
     def error_of(self, reply: Reply, call: Call, meant: Call | None = None) -> FastsyncError | None:
         """Why an answer is no success: its status, or an error in the body of a 200. `meant` is the call
         in whose place this one was made."""
+        error = self._meaning_of(reply, meant or call, call.method)
+        if isinstance(error, Throttled):
+            self.pace.throttled()
+        return error
+
+    def _meaning_of(
+        self, reply: Reply, call: Call, method: str | None = None
+    ) -> FastsyncError | None:
+        """`method` is the one that was answered, where it is another than the call's."""
         if 200 <= reply.status < 300:
-            if call.method == "GET" or not is_error(reply.body):
+            if (method or call.method) == "GET" or not is_error(reply.body):
                 return None
             told = parse_error(reply.body)
             status = (
@@ -453,17 +470,14 @@ class Plane:
         else:
             told = parse_error(reply.body)
             status = reply.status
-        error = map_error(
+        return map_error(
             status,
             told.code,
             self.control.masked(told.message),
             reply.headers,
             self.where(call.key),
-            self._action(meant or call),
+            self._action(call),
         )
-        if isinstance(error, Throttled):
-            self.pace.throttled()
-        return error
 
     def told_error(self, told: ErrorReply, key: str, action: str) -> FastsyncError | None:
         """Why one of many objects was not dealt with; None for one that was gone already."""

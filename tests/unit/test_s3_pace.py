@@ -25,6 +25,19 @@ def test_it_is_halved_once_a_second_and_comes_back_step_by_step() -> None:
     assert pace.width() == 1
 
 
+def test_only_answers_without_trouble_bring_it_back() -> None:
+    now = 0.0
+    pace = Pace(16, clock=lambda: now)
+    for second, (status, width) in enumerate([(503, 8), (429, 4), (500, 4), (404, 4), (200, 4)]):
+        now = float(2 * second)
+        pace.answered(status)
+        assert pace.width() == width
+    for status, widths in ((500, (4,)), (200, (8, 9))):
+        for _ in range(30):
+            pace.answered(status)
+        assert pace.width() in widths
+
+
 async def test_whoever_comes_waits_for_a_place() -> None:
     pace = Pace(4)
     pace.throttled()
