@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeAlias, TypeVar
 
 from fastsync import log
-from fastsync.errors import FastsyncError, Throttled, Transient
+from fastsync.errors import FastsyncError, ListingError, Throttled, Transient
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -52,6 +52,8 @@ class Luck:
 
 def bad_luck(error: FastsyncError) -> int:
     """How much a failure says of the ones to come: much, if a server has asked for patience all the time."""
+    if isinstance(error, ListingError) and isinstance(error.__cause__, FastsyncError):
+        error = error.__cause__
     return HOPELESS // 4 if isinstance(error, Throttled) else int(error.transient)
 
 

@@ -16,7 +16,7 @@ from fastsync.backend import Entry, KeepsDirectories, ScanOptions, Sink, closing
 from fastsync.errors import Conflict, FastsyncError, NotFound, UsageError, caused
 from fastsync.events import Item
 from fastsync.location import Location
-from fastsync.patience import Luck, patiently
+from fastsync.patience import Luck, bad_luck, patiently
 from fastsync.session import (
     Place,
     Request,
@@ -147,12 +147,18 @@ async def run_rm(places: Place | Sequence[Place], request: Request) -> Summary:
             except FastsyncError as error:
                 if not passes_over(request, location, error):
                     tally.failed("scan", location.name, location, None, error)
+                remover.luck.learn(0, bad_luck(error), error)
+                if remover.luck.over is not None:
+                    break
                 continue
+            remover.luck.learn(1, 0, None)
             # Files of one directory go together.
             known = targets.setdefault(target.sink.location if target.entries else location, target)
             if known is not target:
                 known.entries += target.entries
         for target in targets.values():
+            if remover.luck.over is not None:
+                break
             await _remove(target, request, remover)
         await remover.drain()
     return tally.summary(time.monotonic() - started)

@@ -46,7 +46,7 @@ from fastsync.errors import (
 from fastsync.filters import Chooser, Filter
 from fastsync.location import Location
 from fastsync.names import path_key
-from fastsync.patience import patiently, persistently, up_to
+from fastsync.patience import Luck, bad_luck, patiently, persistently, up_to
 from fastsync.plan import Comparison, DeleteGate, PlanPage, Rules, Step, plan
 from fastsync.session import Request, Session, located, named, passes_over, untrusted, whole
 from fastsync.settings import Settings, Side
@@ -590,8 +590,9 @@ class Works:
         self, locations: Sequence[Location], unusable: Callable[[Location, FastsyncError], None]
     ) -> None:
         """Begin, and add each of them; of one that cannot be, `unusable` hears, unless it may be missing.
-        Raises UsageError."""
+        Where many in a row could not be looked at, it ends with a note. Raises UsageError."""
         await self.begin(locations)
+        luck = Luck()
         for location in locations:
             try:
                 await self.add(location)
@@ -600,6 +601,12 @@ class Works:
             except FastsyncError as error:
                 if not passes_over(self._request, location, error):
                     unusable(location, error)
+                luck.learn(0, bad_luck(error), error)
+                if luck.over is not None:
+                    self._request.observer.note(f"stopped early: {luck.over}")
+                    break
+            else:
+                luck.learn(1, 0, None)
 
     @property
     def parts(self) -> list[Part]:

@@ -121,6 +121,31 @@ def test_more_than_a_batch_in_a_tree_of_directories() -> None:
     assert not box.root.children
 
 
+@pytest.mark.parametrize(
+    ("verb", "options", "code"),
+    [
+        ("rm", {}, 1),
+        ("rm", {"recursive": True}, 3),
+        ("cp", {}, 1),
+        ("cp", {"recursive": True}, 3),
+        ("mv", {}, 3),
+    ],
+)
+def test_many_places_at_a_server_that_is_down(
+    verb: str, options: dict[str, Any], code: int, tmp_path: Path
+) -> None:
+    """Each would take all its tries, and the timeout of each, one after the other."""
+    names = [f"{number}" for number in range(100)]
+    box = filled("bucket", names)
+    box.faults.always("stat", Transient("no route"))
+    watcher = Watcher()
+    to = () if verb == "rm" else (f"{tmp_path}/",)
+    places = [f"bucket://b/{name}" for name in names]
+    summary = getattr(fastsync, verb)(places, *to, retry_count=0, observer=watcher, **options)
+    assert (summary.exit_code, box.faults.calls["stat"], len(box.files())) == (code, 20, 100)
+    assert any("stopped early" in note for note in watcher.notes)
+
+
 def test_a_directory_needs_recursion(scheme: str) -> None:
     box = filled(scheme)
     with pytest.raises(UsageError, match="-R"):
