@@ -750,6 +750,24 @@ class ForeseesUploads(DropsUploads, Protocol):
         ...
 
 
+class FoundUpload(NamedTuple):
+    """An upload that was begun and not ended, by whoever it was, and its ticket for `drop_upload`."""
+
+    path: str
+    ticket: str
+    began_ns: int
+
+
+@runtime_checkable
+class FindsUploads(DropsUploads, Protocol):
+    """A sink that can tell which uploads are unfinished; not whose they are."""
+
+    def find_uploads(self, known: Sequence[str]) -> AsyncIterator[list[FoundUpload]]:
+        """All at and below the location but those of the `known` tickets, in no order. A ticket that is not
+        understood stands for nothing. Raises NotFound, Unsupported, PermissionRefused."""
+        ...
+
+
 class Leftover(NamedTuple):
     """A temporary file, as its own name and mode tell: by which process it was made, and whether that one
     can still be at it. "elsewhere" is what cannot be told from here."""

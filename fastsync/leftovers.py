@@ -9,11 +9,12 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastsync.backend import DropsUploads, Entry, FindsLeftovers, closing
+from fastsync.backend import DropsUploads, Entry, FindsLeftovers, FindsUploads, closing
 from fastsync.errors import (
     FastsyncError,
     ListingError,
     NotFound,
+    PermissionRefused,
     TicketRefused,
     Unsupported,
     UsageError,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 class Left(NamedTuple):
     """Something unfinished: where it was to go, or is. `record` is what the journal has of it, `entry` the
-    file that was found without one."""
+    file, `ticket` the upload that was found without one."""
 
     place: Location
     state: Owner
@@ -40,6 +41,7 @@ class Left(NamedTuple):
     since_ns: int
     record: Record | None = None
     entry: Entry | None = None
+    ticket: str | None = None
 
     @property
     def source(self) -> str | None:
@@ -65,9 +67,9 @@ class Left(NamedTuple):
 async def leftovers(
     request: Request, place: str | None = None, *, searches: bool = True
 ) -> AsyncIterator[Left]:
-    """What is written down and, with a `place`, only what is below it, with the temporary files there if it
-    `searches` for them; what is in hand among them. Raises ListingError for a place to search that does not
-    exist."""
+    """What is written down and, with a `place`, only what is below it, with the temporary files and uploads
+    that nobody wrote down if it `searches` for them; what is in hand among them. Raises ListingError for a
+    place to search that does not exist."""
     records = _records(request)
     if place is None:
         for record in records:
@@ -75,14 +77,24 @@ async def leftovers(
         return
     async with Session(request, light=True) as session:
         store = as_sink(await session.open(parse(place), side="destination"))
-        below = _comparable(store.location, store)
+        below = _comparable(store.location, store) + "/"
+        known = []
         for record in records:
             target = parse(record.place).child(record.path)
-            if (_comparable(target) + "/").startswith(below + "/"):
+            if (_comparable(target) + "/").startswith(below):
+                known.append(record.ticket)
                 yield _written_down(record)
         if searches and isinstance(store, FindsLeftovers):
             async for left in _found(store, records):
                 yield left
+        if searches and isinstance(store, FindsUploads):
+            try:
+                async for left in _begun(store, known):
+                    yield left
+            except (PermissionRefused, Unsupported) as error:
+                request.observer.note(
+                    f"it cannot be told which uploads are unfinished there: {error}"
+                )
 
 
 def _comparable(location: Location, store: Sink | None = None) -> str:
@@ -108,12 +120,27 @@ async def _found(store: Sink, records: list[Record]) -> AsyncIterator[Left]:
         raise missing(error, str(store.location)) from error
 
 
+async def _begun(store: Sink, known: list[str]) -> AsyncIterator[Left]:
+    assert isinstance(store, FindsUploads)
+    location = store.location
+    try:
+        async with closing(store.find_uploads(known)) as pages:
+            async for page in pages:
+                for path, ticket, began_ns in page:
+                    place = location.child(path) if path else location
+                    yield Left(place, "elsewhere", 0, began_ns, ticket=ticket)
+    except NotFound as error:
+        raise missing(error, str(location)) from error
+
+
 def _written_down(record: Record) -> Left:
     place, process = parse(record.place).child(record.path), record.process
     return Left(place, process.state(), process.pid, record.noted_ns, record)
 
 
 def _reason(left: Left) -> str:
+    if left.ticket is not None:
+        return UNFINISHED_UPLOAD
     if left.record is None:
         return "temporary file"
     is_download = left.place.scheme == LOCAL_SCHEME
@@ -173,12 +200,15 @@ def is_written_down(request: Request, record: Record) -> bool:
 
 
 async def drop_left(request: Request, left: Left, place: str | None) -> None:
-    """Drop it, and what is written down of it; a file without a record is at or below `place`."""
+    """Drop it, and what is written down of it; what has no record is at or below `place`."""
     if left.record is not None:
         with contextlib.closing(Journal(_folder(request))) as journal:
             others = journal.others(left.record)
         await _drop_upload(request, left.record, others)
         _forget(request, left.record)
+    elif left.ticket is not None and place is not None:
+        async with Session(request, light=True) as session:
+            await _uploads_of(await session.open_sink(parse(place))).drop_upload(left.ticket)
     elif left.entry is not None and place is not None:
         async with Session(request, light=True) as session:
             store = await session.open_sink(parse(place))
@@ -202,9 +232,7 @@ async def _drop_upload(request: Request, record: Record, others: list[str]) -> N
     place = parse(record.place)
     asked = dataclasses.replace(request, place_settings=place_settings, state_folder=None)
     async with Session(asked) as session:
-        store = await session.open_sink(place)
-        if not isinstance(store, DropsUploads):
-            raise Unsupported("unfinished uploads cannot be dropped there", where=str(place))
+        store = _uploads_of(await session.open_sink(place))
         try:
             await drop(store, record.ticket, others)
         except NotFound:
@@ -212,3 +240,11 @@ async def _drop_upload(request: Request, record: Record, others: list[str]) -> N
         except TicketRefused as error:
             hint = "fastsync jobs clean --all forgets it"
             raise TicketRefused(error.message, hint=hint) from error
+
+
+def _uploads_of(store: Sink) -> DropsUploads:
+    """Raises Unsupported."""
+    if not isinstance(store, DropsUploads):
+        where = str(store.location)
+        raise Unsupported("unfinished uploads cannot be dropped there", where=where)
+    return store

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import click
@@ -53,12 +54,13 @@ def list_jobs(place: str | None, **values: Any) -> int:
     """Print each upload and download that is not finished.
 
     Since when, whether its process lives, how much is there, of what, and where. With PLACE those below
-    it alone, and the temporary files that are found there.
+    it alone, and the temporary files and unfinished uploads that are found there.
     """
     settled = resolved(values)
 
     from fastsync.backend import closing
     from fastsync.cli.render import (
+        Console,
         human_size,
         json_line,
         local_time,
@@ -75,18 +77,21 @@ def list_jobs(place: str | None, **values: Any) -> int:
     open_output()
 
     async def show() -> int:
-        async with closing(leftovers(request_for(settled), place)) as found:
+        console = Console(dataclasses.replace(settled.settings, progress=False))
+        request = request_for(settled, observer=console)
+        async with closing(leftovers(request, place)) as found:
             async for left in found:
                 where = str(left.place)
                 fields: dict[str, object] = {"source": left.source, "destination": where}
                 if settled.settings.json:
-                    fields |= {"state": left.state, "pid": left.pid, "done": left.done}
+                    fields |= {"state": left.state, "pid": left.pid or None, "done": left.done}
                     fields |= {"size": left.size, "since": rfc3339(left.since_ns)}
                     told = {name: value for name, value in fields.items() if value is not None}
                     write_text(json_line(operation="job", success=True, **told) + "\n")
                 else:
                     state, when = _STATES[left.state], local_time(left.since_ns)
-                    text = f"{when}  {state:<15}  pid {left.pid:<8} "
+                    pid = f"pid {left.pid}" if left.pid else ""
+                    text = f"{when}  {state:<15}  {pid:<12} "
                     if left.done is not None and left.size is not None:
                         text += f"{human_size(left.done)} of {human_size(left.size)}  "
                     text += "" if left.source is None else f"{printable(left.source)} -> "

@@ -9,6 +9,7 @@ from fastsync.backend import (
     CopyJob,
     CreatesPlaces,
     FindsLeftovers,
+    FindsUploads,
     FoldsNames,
     ForeseesUploads,
     KeepsVersions,
@@ -329,3 +330,26 @@ class KeepingConformance(BatchConformance):
         await sink.drop_upload(found)
         assert await sink.find_foreseen(foreseen, []) == []
         await upload.abort()
+
+    # -- FindsUploads ----------------------------------------------------------------------------------
+
+    async def test_unfinished_uploads(self, sink: Sink) -> None:
+        """All that were begun are found, but for those that are known."""
+        if not isinstance(sink, FindsUploads):
+            lacks(sink, FindsUploads)
+        part = part_size(sink)
+        tickets = {}
+        for path in ("a", "deep/b"):
+            upload = await sink.upload(path, like(path)._replace(size=2 * part), _RESUMABLE, part)
+            assert isinstance(upload, Leavable)
+            assert upload.ticket is not None
+            tickets[path] = upload.ticket
+            await upload.leave()
+        pages = [page async for page in sink.find_uploads([tickets["a"]])]
+        assert [found.path for page in pages for found in page] == ["deep/b"]
+        pages = [page async for page in sink.find_uploads([])]
+        found = {upload.path: upload.ticket for page in pages for upload in page}
+        assert found.keys() == tickets.keys()
+        for ticket in found.values():
+            await sink.drop_upload(ticket)
+        assert [found async for page in sink.find_uploads([]) for found in page] == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from fastsync.backend import (
     CopyJob,
     Entry,
     Fault,
+    FoundUpload,
     Limits,
     ListedVersion,
     Loaded,
@@ -23,6 +25,7 @@ from fastsync.backend import (
     Source,
     WholeJob,
     WriteOptions,
+    closing,
 )
 from fastsync.dates import http_time
 from fastsync.errors import (
@@ -76,7 +79,7 @@ from fastsync_s3.objects import (
 )
 from fastsync_s3.pages import Query, RawPage, Row, has_keys, list_level
 from fastsync_s3.plane import Call, Plane, is_in_doubt
-from fastsync_s3.unheard import find_foreseen
+from fastsync_s3.unheard import find_foreseen, find_unfinished
 from fastsync_s3.upload import S3Upload, Ticket, Wanted, abort_upload, is_single
 
 T = TypeVar("T")
@@ -639,6 +642,24 @@ class S3Store:
                 "what it came to may be another's, whose ticket is not ours"
             ) from error
         return [str(found) for found in await find_foreseen(self.plane, told, taken)]
+
+    async def find_uploads(self, known: Sequence[str]) -> AsyncIterator[list[FoundUpload]]:
+        """See `FindsUploads.find_uploads`."""
+        tickets = []
+        for one in known:
+            with contextlib.suppress(TicketRefused):  # then it stands for nothing here
+                tickets.append(Ticket.read(one))
+        async with closing(find_unfinished(self.plane, self._name, tickets)) as pages:
+            async for page in pages:
+                yield [
+                    FoundUpload(
+                        upload.key[len(self._prefix) :],
+                        str(Ticket(upload.key, upload.upload_id)),
+                        upload.initiated_ns,
+                    )
+                    for upload in page
+                    if upload.key == self._name or upload.key.startswith(self._prefix)
+                ]
 
     async def drop_upload(self, ticket: str) -> None:
         """See `DropsUploads.drop_upload`."""

@@ -14,9 +14,10 @@ import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Final
 
+from fastsync.backend import closing
 from fastsync.dates import http_time
 from fastsync.errors import Conflict, NotFound
-from fastsync_s3.documents import OpenUpload, parse_parts, parse_uploads
+from fastsync_s3.documents import OpenUpload, UploadPage, parse_parts, parse_uploads
 from fastsync_s3.plane import Call, Plane
 from fastsync_s3.upload import Ticket
 
@@ -43,27 +44,51 @@ async def find_foreseen(plane: Plane, told: Ticket, taken: Sequence[Ticket]) -> 
     ]
 
 
+async def find_unfinished(
+    plane: Plane, prefix: str, known: Sequence[Ticket]
+) -> AsyncIterator[list[OpenUpload]]:
+    """Uploads of keys that begin with `prefix`, whoever began them, but for the `known` ones."""
+    ids = {ticket.upload_id for ticket in known}
+    foreseen = {ticket.key for ticket in known if not ticket.upload_id}
+    async with closing(_pages(plane, prefix)) as pages:
+        async for page, _ in pages:
+            yield [
+                upload
+                for upload in page.uploads
+                if upload.key.startswith(prefix)
+                and upload.upload_id not in ids
+                and upload.key not in foreseen
+            ]
+
+
 async def _open_uploads(
     plane: Plane, told: Ticket, taken: Collection[str]
 ) -> AsyncIterator[OpenUpload]:
+    async with closing(_pages(plane, told.key)) as pages:
+        async for page, ahead_ns in pages:
+            first = told.since_ns + ahead_ns - _SLACK_NS
+            for upload in page.uploads:
+                is_in_time = first <= upload.initiated_ns <= first + _WITHIN_NS
+                if upload.key == told.key and is_in_time and upload.upload_id not in taken:
+                    yield upload
+            # Longer keys come after ours.
+            if any(one.key > told.key for one in page.uploads):
+                return
+
+
+async def _pages(plane: Plane, prefix: str) -> AsyncIterator[tuple[UploadPage, int]]:
+    """Pages of what begins with `prefix`, and by how much the server's clock is ahead of ours, in ns."""
     after: tuple[tuple[str, str], ...] = ()
     while True:
-        pairs = (*after, ("encoding-type", "url"), ("prefix", told.key), ("uploads", ""))
+        pairs = (*after, ("encoding-type", "url"), ("prefix", prefix), ("uploads", ""))
         reply = await plane.ask(Call("GET", "", pairs))
         server_ns = http_time(reply.headers.get("date"))
-        ahead_ns = 0 if server_ns is None else server_ns - time.time_ns()
-        first = told.since_ns + ahead_ns - _SLACK_NS
         page = parse_uploads(reply.body, bucket=plane.bucket)
-        for upload in page.uploads:
-            is_in_time = first <= upload.initiated_ns <= first + _WITHIN_NS
-            if upload.key == told.key and is_in_time and upload.upload_id not in taken:
-                yield upload
-        # Longer keys come after ours.
-        is_over = not page.is_truncated or any(one.key > told.key for one in page.uploads)
+        yield page, 0 if server_ns is None else server_ns - time.time_ns()
         marker: tuple[tuple[str, str], ...] = (("key-marker", page.next_key_marker or ""),)
         if page.next_upload_id_marker:
             marker += (("upload-id-marker", page.next_upload_id_marker),)
-        if is_over or marker == after:
+        if not page.is_truncated or marker == after:
             return
         after = marker
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,9 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hostile_s3 import HostileS3, refuse
 
 if TYPE_CHECKING:
     from tests.conftest import Fastsync
+
+Start = Callable[..., "subprocess.Popen[bytes]"]
+Wait = Callable[[Callable[[], object]], None]
 
 # Makes a temporary file in each directory, the first of which is to be gone on with; their names.
 MAKE = """
@@ -96,3 +101,38 @@ def test_a_place_that_does_not_exist(fastsync: Fastsync) -> None:
         done = fastsync("jobs", verb, "nowhere")
         assert (done.code, "nowhere" in done.stderr) == (3, True)
     assert fastsync("jobs", "list", "http://127.0.0.1/x").code == 2
+
+
+def test_uploads_that_no_journal_knows(
+    fastsync: Fastsync, hostile_s3: HostileS3, started: Start, eventually: Wait, tmp_path: Path
+) -> None:
+    """A lost journal leaves no upload behind for ever: the store is asked. Whose they are is not known."""
+    fastsync.environ |= hostile_s3.environ | {"XDG_STATE_HOME": str(tmp_path / "state")}
+    hostile_s3.put("bucket", "there", b"x")
+    (tmp_path / "big").write_bytes(os.urandom(12 << 20))
+    process = started("cp", "-c", "5M", "--bwlimit", "1M", "big", "s3://bucket/deep/big")
+    eventually(lambda: bool(hostile_s3.open_uploads))
+    process.kill()
+    process.wait(10)
+    shutil.rmtree(tmp_path / "state")
+    assert listed(fastsync) == {}
+    assert listed(fastsync, "s3://bucket/other") == {}
+    known = {"s3://bucket/deep/big": "elsewhere"}
+    for place in ("s3://bucket", "s3://bucket/deep", "s3://bucket/deep/big"):
+        assert listed(fastsync, place) == known
+    assert fastsync("jobs", "clean", "s3://bucket").code == 0
+    assert fastsync("jobs", "clean", "--all", "-n", "s3://bucket").code == 0
+    assert hostile_s3.open_uploads == ["deep/big"]
+    done = fastsync("jobs", "clean", "--all", "-v", "s3://bucket/deep")
+    assert done.code == 0
+    assert "dropped s3://bucket/deep/big (unfinished upload)" in done.stderr
+    assert hostile_s3.open_uploads == []
+
+
+def test_a_bucket_that_tells_of_no_uploads(fastsync: Fastsync, hostile_s3: HostileS3) -> None:
+    fastsync.environ |= hostile_s3.environ
+    hostile_s3.put("bucket", "there", b"x")
+    hostile_s3.on("ListMultipartUploads", refuse(403, "AccessDenied"), times=None)
+    done = fastsync("jobs", "list", "s3://bucket")
+    assert (done.code, done.stdout) == (0, "")
+    assert "it cannot be told which uploads are unfinished there" in done.stderr

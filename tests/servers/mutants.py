@@ -318,6 +318,6 @@ OF_SERVERS = frozenset(
         "test_ranges_of_a_file", "test_download_into_memory", "test_validators", "test_describe",
         "test_proof", "test_bytes_in_order", "test_other_connections", "test_an_upload_goes_on",
         "test_an_upload_that_is_dropped", "test_a_place_that_exists_is_not_made", "test_versions",
-        "test_a_signed_link", "test_foreseen_uploads",
+        "test_a_signed_link", "test_foreseen_uploads", "test_unfinished_uploads",
     }
 )  # fmt: skip
