@@ -59,6 +59,19 @@ _COLUMNS: Final = (
 Owner: TypeAlias = Literal["running", "gone", "elsewhere"]
 
 
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Have the journal keep a log. SQLite does not wait itself where another process is making it, too."""
+    ends = time.monotonic() + _BUSY_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= ends:
+                raise
+        time.sleep(0.01)
+
+
 def _boot() -> str:
     """This start of this machine, and the container; "" where starts are not numbered."""
     boot = boot_id()
@@ -247,7 +260,7 @@ class Journal:
                 refuse_foreign_file(self._path + more)
             connection = sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None)
             try:
-                connection.execute("PRAGMA journal_mode = WAL")
+                _write_ahead(connection)
                 # Of a log, NORMAL writes each record, and leaves it to the system when the disk has it.
                 connection.execute("PRAGMA synchronous = NORMAL")
                 connection.execute(_SCHEMA)

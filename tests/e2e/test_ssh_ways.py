@@ -286,7 +286,9 @@ class _Guarded(asyncssh.SSHServer):
         return (username, password) == ("somebody", "open sesame")
 
 
-@pytest.mark.parametrize(("answer", "code"), [("open sesame", 0), ("wrong", 5), (_INTERRUPT, 130)])
+@pytest.mark.parametrize(
+    ("answer", "code"), [("open sesame", 0), ("not this", 5), (_INTERRUPT, 130)]
+)
 async def test_a_password(
     fastsync: Fastsync, there: Path, tmp_path: Path, answer: str, code: int
 ) -> None:

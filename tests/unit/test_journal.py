@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import ClassVar
@@ -92,6 +95,7 @@ def test_looking_makes_nothing(folder: Path) -> None:
 def test_two_processes_at_once(folder: Path) -> None:
     code = """
 import sys
+import threading
 from fastsync.journal import Journal
 journal = Journal(sys.argv[1])
 for number in range(200):
@@ -114,11 +118,28 @@ for number in range(200):
 
 _LOOK = """
 import sys
+import threading
 from fastsync.journal import Journal
 journal = Journal(sys.argv[1])
 print(*(record.path for record in journal.records()))
 journal.close()
 """
+
+
+def test_another_process_that_is_making_it(folder: Path) -> None:
+    """At the very first moment SQLite does not wait for a lock by itself."""
+    folder.mkdir(mode=0o700, parents=True)
+    with contextlib.closing(
+        sqlite3.connect(folder / FILE, isolation_level=None, check_same_thread=False)
+    ) as other:
+        (folder / FILE).chmod(0o600)
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("CREATE TABLE their (own)")
+        done = threading.Timer(0.2, other.execute, ("COMMIT",))
+        done.start()
+        with contextlib.closing(Journal(str(folder))) as journal:
+            assert journal.records() == []
+        done.join()
 
 
 def test_two_journals_of_one_process_and_another(folder: Path) -> None:
