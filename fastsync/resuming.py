@@ -8,9 +8,10 @@ came. Whoever wants to write the same version to the same place takes it up.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
@@ -262,6 +263,17 @@ class Trace:
         await upload.leave()
         self._log.let_go(self._noted)
         return True
+
+    @contextlib.asynccontextmanager
+    async def ending(self) -> AsyncIterator[None]:
+        """End with what is done within, given up if that fails."""
+        try:
+            yield
+        except BaseException as error:
+            # Not even a second cancellation may leave a half file or an orphan upload.
+            await asyncio.shield(self.give_up(error))
+            raise
+        self.end()
 
     def end(self) -> None:
         """It is finished or dropped. One that could not be dropped is left to a later process."""

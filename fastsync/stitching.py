@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from dataclasses import dataclass
 
@@ -88,13 +87,8 @@ async def copy_in_parts(
 
         await persistently(copy, lanes.may_retry)
 
-    try:
+    async with trace.ending():
         await run_all(lanes.streams.limit, (part(*one) for one in parts(size, part_size)))
         made = await persistently(lambda: upload.commit(size), lanes.may_retry)
-    except BaseException as error:
-        # Not even a second cancellation may leave an orphan upload.
-        await asyncio.shield(trace.give_up(error))
-        raise
-    trace.end()
     if made.size != size:
         raise IntegrityError(f"{size} bytes were copied, the store has {made.size}", where=job.path)

@@ -196,7 +196,7 @@ async def transfer(
     upload = trace.upload
     if offers(upload, Rechecks):
         part_size = upload.part_size  # that of an earlier run, whatever this one would take
-    try:
+    async with trace.ending():
         lanes.resumed(sum(stop - start for start, stop in trace.done))
         seen = Seen() if options.reread else None
         move = _Move(source, sink, download, trace, upload, entry, lanes, progress, seen)
@@ -214,11 +214,6 @@ async def transfer(
             is_verified |= await move.parts(part_size)
         is_reread = options.reread and await move.reread(size)
         made = await persistently(lambda: upload.commit(size), lanes.may_retry)
-    except BaseException as error:
-        # Not even a second cancellation may leave a half file or an orphan upload.
-        await asyncio.shield(trace.give_up(error))
-        raise
-    trace.end()
     if made.size != size:
         raise IntegrityError(f"{size} bytes were sent, the store has {made.size}", where=path)
     if options.reread and not is_reread:
