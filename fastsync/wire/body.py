@@ -210,23 +210,24 @@ class Body:
 
     def reply(self) -> Reply:
         """The answer with its body in memory."""
-        head = self.head
-        collected = bytearray()
-        for piece in self.pieces():
-            collected += piece
-            if len(collected) > MAX_BODY:
-                raise IntegrityError(f"an answer of over {MAX_BODY} bytes")
-        return Reply(head.status, head.reason, head.headers, bytes(collected))
+        head, collected = self.head, self._collect(MAX_BODY)
+        if len(collected) > MAX_BODY:
+            raise IntegrityError(f"an answer of over {MAX_BODY} bytes")
+        return Reply(head.status, head.reason, head.headers, collected)
 
     def refusal(self) -> Reply:
         """An answer that is no success, with as much of its body as it takes to tell why."""
-        head = self.head
+        head, collected = self.head, self._collect(MAX_REFUSAL)
+        return Reply(head.status, head.reason, head.headers, collected[:MAX_REFUSAL])
+
+    def _collect(self, most: int) -> bytes:
+        """The body, or a little more than `most` bytes of it."""
         collected = bytearray()
         for piece in self.pieces():
             collected += piece
-            if len(collected) > MAX_REFUSAL:
+            if len(collected) > most:
                 break
-        return Reply(head.status, head.reason, head.headers, bytes(collected[:MAX_REFUSAL]))
+        return bytes(collected)
 
     def drain(self) -> None:
         """Note whether the connection may be used again: nothing of the answer is left."""
