@@ -47,22 +47,26 @@ async def save(
         made = await backup.make_links(links, write)
         answers |= {job.path: answer for job, answer in zip(links, made, strict=True)}
 
+    is_within = copies_within(sink, backup)
+
     async def copy(job: CopyJob) -> None:
         try:
-            if copies_within(sink, backup):
+            if is_within:
                 await copy_in_parts(sink, backup, job, write, lanes, _silent)
             else:
                 await transfer(sink, backup, job.entry, job.path, write, lanes, _silent)
         except FastsyncError as error:
             answers[job.path] = error
 
-    alone = files
-    if copies_within(sink, backup):
+    alone: list[CopyJob] = []
+    together: list[CopyJob] = []
+    for job in files:
+        is_one_of_many = is_within and not copies_in_parts(sink, backup, job.entry)
+        (together if is_one_of_many else alone).append(job)
+    if together:
         assert isinstance(backup, CopiesWithin)
-        alone = [job for job in files if copies_in_parts(sink, backup, job.entry)]
-        if together := [job for job in files if job not in alone]:
-            done = await backup.copy_from(sink, together, write, _silent)
-            answers |= {job.path: answer for job, answer in zip(together, done, strict=True)}
+        done = await backup.copy_from(sink, together, write, _silent)
+        answers |= {job.path: answer for job, answer in zip(together, done, strict=True)}
     if alone:
         await run_all(min(lanes.streams.limit, len(alone)), (copy(job) for job in alone))
     return [answers.get(entry.path) for entry in entries]
