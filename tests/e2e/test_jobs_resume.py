@@ -67,22 +67,33 @@ def records(tmp_path: Path) -> list[Record]:
         return journal.records()
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_it_goes_on_from_anywhere(
-    fastsync: Fastsync,
+@pytest.fixture
+def half_way(
+    way: str,
     ways: dict[str, tuple[list[str], Callable[[], bytes]]],
-    hostile_s3: HostileS3,
     started: Start,
     eventually: Wait,
     tmp_path: Path,
-    way: str,
-) -> None:
-    """What the ways of SSH need to be asked for is remembered, too."""
+) -> tuple[list[str], Callable[[], bytes]]:
+    """A copy that was killed half-way: what is copied, and what has come of it."""
     arguments, content = ways[way]
     process = started("cp", "-c", "5M", "--bwlimit", "4M", *arguments)
     eventually(lambda: any(record.ranges for record in records(tmp_path)))
     process.kill()
     process.wait(10)
+    return arguments, content
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_it_goes_on_from_anywhere(
+    fastsync: Fastsync,
+    half_way: tuple[list[str], Callable[[], bytes]],
+    hostile_s3: HostileS3,
+    tmp_path: Path,
+    way: str,
+) -> None:
+    """What the ways of SSH need to be asked for is remembered, too."""
+    arguments, content = half_way
     (job,) = jobs(fastsync)
     assert job["state"] == "gone"
     assert 0 < job["done"] < job["size"] == len(CONTENT)
@@ -112,19 +123,13 @@ def test_it_goes_on_from_anywhere(
 @pytest.mark.parametrize("way", ["into a bucket", "from the web"])
 def test_what_somebody_has_written_meanwhile_stays(
     fastsync: Fastsync,
-    ways: dict[str, tuple[list[str], Callable[[], bytes]]],
+    half_way: tuple[list[str], Callable[[], bytes]],
     hostile_s3: HostileS3,
-    started: Start,
-    eventually: Wait,
     tmp_path: Path,
     way: str,
 ) -> None:
     """Who goes on with all that was cut off does not look at each file, as who names it again does."""
-    arguments, content = ways[way]
-    process = started("cp", "-c", "5M", "--bwlimit", "4M", *arguments)
-    eventually(lambda: any(record.ranges for record in records(tmp_path)))
-    process.kill()
-    process.wait(10)
+    arguments, content = half_way
     later = (records(tmp_path)[0].noted_ns // 10**9) + 60
     if way == "into a bucket":
         hostile_s3.put("bucket", "a/big", b"newer")

@@ -19,9 +19,16 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Self
 
-from http_exchange import STREAM_LIMIT, Malformed, Request, Response, read_body, read_head, send
+from http_exchange import (
+    Malformed,
+    Request,
+    Response,
+    ThreadedServer,
+    read_body,
+    read_head,
+    send,
+)
 from s3_objects import Bucket, Objects, error, operation_of
 from s3_servers import S3Server
 
@@ -73,27 +80,17 @@ class Rule:
         return True
 
 
-@dataclass
-class _Thread:
-    loop: asyncio.AbstractEventLoop
-    ended: asyncio.Event
-    port: int
-
-
-class HostileS3:
-    """A server on a port of the loopback, from entering the block to leaving it."""
+class HostileS3(ThreadedServer):
+    """See `ThreadedServer`."""
 
     def __init__(self, tls: ssl.SSLContext | None = None, *, min_part_size: int = 5 << 20) -> None:
+        super().__init__(tls)
         self.objects = Objects(min_part_size)
         self.requests: list[Seen] = []
         self.peak_in_flight = 0
-        self.connections = 0
-        self._tls = tls
         self._rules: list[Rule] = []
         self._lock = threading.RLock()
         self.in_flight = 0
-        self._conversations: set[asyncio.Task[None]] = set()
-        self._started: _Thread | None = None
 
     # -- for the test ------------------------------------------------------------------------------------
 
@@ -172,9 +169,9 @@ class HostileS3:
 
     @property
     def endpoint(self) -> str:
-        assert self._started is not None, "not started"
+        assert self.port, "not started"
         scheme = "http" if self._tls is None else "https"
-        return f"{scheme}://127.0.0.1:{self._started.port}"
+        return f"{scheme}://127.0.0.1:{self.port}"
 
     @property
     def server(self) -> S3Server:
@@ -184,42 +181,6 @@ class HostileS3:
     @property
     def environ(self) -> dict[str, str]:
         return self.server.environ
-
-    # -- its thread --------------------------------------------------------------------------------------
-
-    def __enter__(self) -> Self:
-        ready = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(ready)), daemon=True)
-        self._thread.start()
-        assert ready.wait(10), "the server did not start"
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self._started is not None
-        self._started.loop.call_soon_threadsafe(self._started.ended.set)
-        self._thread.join(10)
-        assert not self._thread.is_alive(), "the server did not end"
-
-    async def _serve(self, ready: threading.Event) -> None:
-        ended = asyncio.Event()
-        server = await asyncio.start_server(
-            self._accept, "127.0.0.1", 0, ssl=self._tls, limit=STREAM_LIMIT, backlog=1024
-        )
-        loop = asyncio.get_running_loop()
-        self._started = _Thread(loop, ended, server.sockets[0].getsockname()[1])
-        ready.set()
-        await ended.wait()
-        server.close()
-        # Some are in the middle of a stall.
-        for conversation in self._conversations:
-            conversation.cancel()
-        await asyncio.gather(*self._conversations, return_exceptions=True)
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        conversation = asyncio.create_task(self._converse(reader, writer, self.connections))
-        self._conversations.add(conversation)
-        conversation.add_done_callback(self._conversations.discard)
 
     async def _converse(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int

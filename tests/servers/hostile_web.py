@@ -17,10 +17,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from email.utils import formatdate
 from fnmatch import fnmatchcase
-from typing import Self
 from urllib.parse import quote, unquote
 
-from http_exchange import STREAM_LIMIT, Malformed, Request, Response, read_head, send
+from http_exchange import Malformed, Request, Response, ThreadedServer, read_head, send
 
 Honest = Callable[[Request], Response]
 Fault = Callable[[Request, Honest], Response]
@@ -46,23 +45,19 @@ class _Rule:
         return True
 
 
-class HostileWeb:
-    """A server on a port of the loopback, from entering the block to leaving it.
-
-    `files` are what it serves, by paths without a slash in front; `more` are names that a directory lists
+class HostileWeb(ThreadedServer):
+    """`files` are what it serves, by paths without a slash in front; `more` are names that a directory lists
     beside its own, as they stand in the page, by the directory's path with a slash behind. Its directories
     are those of its files.
     """
 
     def __init__(self, files: dict[str, bytes], tls: ssl.SSLContext | None = None) -> None:
+        super().__init__(tls)
         self.files = files
         self.more: dict[str, list[str]] = {}
         self.requests: list[Request] = []
-        self._tls = tls
         self._rules: list[_Rule] = []
         self._lock = threading.Lock()
-        self._conversations: set[asyncio.Task[None]] = set()
-        self.port = 0
 
     def on(self, path: str, fault: Fault, *, skip: int = 0, times: int | None = None) -> None:
         """Script a fault for GETs of paths that fit a pattern: `times` of them, after the first `skip`."""
@@ -78,38 +73,9 @@ class HostileWeb:
     def url(self, host: str = "127.0.0.1") -> str:
         return f"http{'s' * (self._tls is not None)}://{host}:{self.port}"
 
-    # -- its thread ------------------------------------------------------------------------------------
-
-    def __enter__(self) -> Self:
-        ready = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(ready)), daemon=True)
-        self._thread.start()
-        assert ready.wait(10), "the server did not start"
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._ended.set)
-        self._thread.join(10)
-
-    async def _serve(self, ready: threading.Event) -> None:
-        self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
-        server = await asyncio.start_server(
-            self._accept, "127.0.0.1", 0, ssl=self._tls, limit=STREAM_LIMIT
-        )
-        self.port = server.sockets[0].getsockname()[1]
-        ready.set()
-        await self._ended.wait()
-        server.close()
-        for conversation in self._conversations:
-            conversation.cancel()
-        await asyncio.gather(*self._conversations, return_exceptions=True)
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        conversation = asyncio.create_task(self._converse(reader, writer))
-        self._conversations.add(conversation)
-        conversation.add_done_callback(self._conversations.discard)
-
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _converse(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int
+    ) -> None:
         try:
             while (request := await read_head(reader)) is not None:
                 if not await send(request, self._answer(request), writer):

@@ -8,10 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 import struct
+import threading
 from dataclasses import dataclass, field, replace
 from email.utils import formatdate
 from http import HTTPStatus
+from typing import Self
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 _BLOCK = 256 << 10
@@ -213,3 +216,51 @@ def _reset(writer: asyncio.StreamWriter) -> None:
         raw = writer.get_extra_info("socket")
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
+
+
+class ThreadedServer:
+    """A server on a port of the loopback, in a thread of its own, from entering the block to leaving it."""
+
+    def __init__(self, tls: ssl.SSLContext | None) -> None:
+        self.connections = 0
+        self.port = 0
+        self._tls = tls
+        self._conversations: set[asyncio.Task[None]] = set()
+
+    async def _converse(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int
+    ) -> None:
+        """Serve connection `number`, of those that were ever made."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(ready)), daemon=True)
+        self._thread.start()
+        assert ready.wait(10), "the server did not start"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._ended.set)
+        self._thread.join(10)
+        assert not self._thread.is_alive(), "the server did not end"
+
+    async def _serve(self, ready: threading.Event) -> None:
+        self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
+        server = await asyncio.start_server(
+            self._accept, "127.0.0.1", 0, ssl=self._tls, limit=STREAM_LIMIT, backlog=1024
+        )
+        self.port = server.sockets[0].getsockname()[1]
+        ready.set()
+        await self._ended.wait()
+        server.close()
+        # Some are in the middle of a stall.
+        for conversation in self._conversations:
+            conversation.cancel()
+        await asyncio.gather(*self._conversations, return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        conversation = asyncio.create_task(self._converse(reader, writer, self.connections))
+        self._conversations.add(conversation)
+        conversation.add_done_callback(self._conversations.discard)
