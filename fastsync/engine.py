@@ -108,10 +108,9 @@ class Engine:
             await self._pool.drain()
             for run in runs:
                 await self._link_names(run)
+            # What fails here is to keep deletes away, too.
             for run in runs:
-                await self._keep_xattrs(
-                    run, run.extras
-                )  # what fails here is to keep deletes away, too
+                await self._keep_xattrs(run, run.extras)
             for run in runs:
                 await self._delete(run)
             for run in runs:

@@ -82,8 +82,8 @@ def list_jobs(place: str | None, **values: Any) -> int:
         async with closing(leftovers(request, place)) as found:
             async for left in found:
                 where = str(left.place)
-                fields: dict[str, object] = {"source": left.source, "destination": where}
                 if settled.settings.json:
+                    fields: dict[str, object] = {"source": left.source, "destination": where}
                     fields |= {"state": left.state, "pid": left.pid or None, "done": left.done}
                     fields |= {"size": left.size, "since": rfc3339(left.since_ns)}
                     told = {name: value for name, value in fields.items() if value is not None}
