@@ -21,6 +21,8 @@ pytest_plugins = ["s3_fixtures"]
 
 # A moment long ago, with nanoseconds that a float would not carry.
 THEN: int = 1_600_000_000_123_456_789
+# Of one run of the command.
+LIMIT_S = 60
 
 
 class Done(NamedTuple):
@@ -42,6 +44,7 @@ class Fastsync:
             "XDG_CONFIG_HOME": str(home / "config"),
             "LC_ALL": "C.UTF-8",
             "TZ": "UTC",
+            "PYTHONFAULTHANDLER": "1",  # on SIGABRT each thread says where it stands
         }
 
     def command(self, *arguments: str | bytes | Path) -> list[str | bytes | Path]:
@@ -56,17 +59,23 @@ class Fastsync:
         umask: int = -1,
     ) -> Done:
         """Run to the end; `under` is a command that runs ours (setpriv, a shell with limits)."""
-        done = subprocess.run(
+        with subprocess.Popen(
             [*under, *self.command(*arguments)],
-            check=False,
             env={**self.environ, **(env or {})},
             cwd=cwd or self.cwd,
             umask=umask,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=60,
-        )
-        return Done(done.returncode, _text(done.stdout), _text(done.stderr))
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        ) as process:
+            try:
+                stdout, stderr = process.communicate(timeout=LIMIT_S)
+            except subprocess.TimeoutExpired:
+                pytest.fail(
+                    f"it had not ended after {LIMIT_S} s, and stood here:\n{_stop(process)}"
+                )
+        return Done(process.returncode, _text(stdout), _text(stderr))
 
     def start(
         self, *arguments: str | bytes | Path, under: Sequence[str] = ()
@@ -87,6 +96,19 @@ def _text(output: bytes) -> str:
     return output.decode("utf-8", "surrogateescape")
 
 
+def _stop(process: subprocess.Popen[bytes]) -> str:
+    """End it and whatever it started in its group; what it still said."""
+    process.send_signal(signal.SIGABRT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(5)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    try:
+        return _text(process.communicate(timeout=10)[1])
+    except subprocess.TimeoutExpired:
+        return "(what it started still holds its output)"
+
+
 @pytest.fixture
 def fastsync(tmp_path: Path) -> Fastsync:
     return Fastsync(tmp_path / "home", tmp_path)
@@ -105,7 +127,9 @@ def started(fastsync: Fastsync) -> Iterator[Callable[..., subprocess.Popen[bytes
     for process in processes:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        # Not for what it started elsewhere, which may hold its output.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=10)
 
 
 @pytest.fixture
