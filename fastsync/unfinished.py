@@ -155,11 +155,13 @@ async def _run(request: Request, left: Left, origin: Origin, record: Record) -> 
 
 def _spare_newer(work: Work, record: Record) -> None:
     """Have the run raise Changed where a file would be replaced that was written after the upload had begun:
-    who named it then knew nothing of that one."""
+    who named it then knew nothing of that one. Nor is one whose content might yet turn out to be the same,
+    unless its time is the source's: who names the file again has that looked into."""
     pages, decide = work.pages, work.decide
 
-    def check(step: Step, old: Entry | None) -> None:
-        if old is None or step != "copy":
+    def check(step: Step, reason: str, old: Entry | None) -> None:
+        is_open = step == "verify" and reason != "just written"
+        if old is None or not (is_open or step == "copy"):
             return
         if max(old.mtime_ns or 0, old.stored_ns or 0) > record.noted_ns:
             raise Changed(
@@ -172,12 +174,12 @@ def _spare_newer(work: Work, record: Record) -> None:
         async with closing(pages):
             async for page in pages:
                 for action in page.now:
-                    check(action.step, action.old)
+                    check(action.step, action.reason, action.old)
                 yield page
 
     def decided(entry: Entry, old: Entry) -> tuple[Step, str]:
         step, reason = decide(entry, old)
-        check(step, old)
+        check(step, reason, old)
         return step, reason
 
     work.pages, work.decide = checked(), decided

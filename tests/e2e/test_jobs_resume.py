@@ -50,6 +50,10 @@ def ways(
                 ["big", "s3://bucket/a/big"],
                 lambda: hostile_s3.data("bucket", "a/big"),
             ),
+            "into a bucket, by content": (
+                ["--checksum", "big", "s3://bucket/a/big"],
+                lambda: hostile_s3.data("bucket", "a/big"),
+            ),
             "from the web": ([web, "to/big"], to.read_bytes),
             "to a server": ([*ssh, "big", sshd.url(to)], to.read_bytes),
             "from a server": ([*ssh, sshd.url(tmp_path / "big"), "to/big"], to.read_bytes),
@@ -120,26 +124,29 @@ def test_it_goes_on_from_anywhere(
         assert summary["bytes_sent"] < len(CONTENT)
 
 
-@pytest.mark.parametrize("way", ["into a bucket", "from the web"])
+@pytest.mark.parametrize("newer", [b"newer", bytes(len(CONTENT))], ids=["short", "as long"])
+@pytest.mark.parametrize("way", ["into a bucket", "into a bucket, by content", "from the web"])
 def test_what_somebody_has_written_meanwhile_stays(
     fastsync: Fastsync,
     half_way: tuple[list[str], Callable[[], bytes]],
     hostile_s3: HostileS3,
     tmp_path: Path,
     way: str,
+    newer: bytes,
 ) -> None:
-    """Who goes on with all that was cut off does not look at each file, as who names it again does."""
+    """Who goes on with all that was cut off does not look at each file, as who names it again does. One as
+    long as the source's would be told from it by a digest, and be replaced then."""
     arguments, content = half_way
     later = (records(tmp_path)[0].noted_ns // 10**9) + 60
-    if way == "into a bucket":
-        hostile_s3.put("bucket", "a/big", b"newer")
+    if way != "from the web":
+        hostile_s3.put("bucket", "a/big", newer, {"x-amz-meta-mtime": f"{later}.000000000"})
         hostile_s3.objects.buckets["bucket"]["a/big"].modified_s = later
     else:
-        (tmp_path / "to/big").write_bytes(b"newer")
+        (tmp_path / "to/big").write_bytes(newer)
         os.utime(tmp_path / "to/big", (later, later))
     done = fastsync("jobs", "resume")
     assert (done.code, "something newer stands there" in done.stderr) == (8, True)
-    assert content() == b"newer"
+    assert content() == newer
     assert len(jobs(fastsync)) == 1
     assert fastsync("cp", "-c", "5M", *arguments).code == 0
     assert content() == CONTENT

@@ -203,8 +203,8 @@ def kill_children(process: subprocess.Popen[bytes]) -> int:
     """Kill the helpers of a process, save for those that have just begun; how many."""
     killed = 0
     for task in Path(f"/proc/{process.pid}/task").iterdir():
-        for child in map(int, (task / "children").read_text().split()):
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # a thread, or a helper, that ends by itself
+            for child in map(int, (task / "children").read_text().split()):
                 os.kill(child, signal.SIGKILL)
                 killed += 1
     return killed

@@ -16,6 +16,7 @@ from email.utils import formatdate
 from http import HTTPStatus
 from typing import Self
 from urllib.parse import parse_qsl, unquote_to_bytes
+from weakref import WeakSet
 
 _BLOCK = 256 << 10
 # What a reader may buffer: a whole head, and as much of a body as is worth a wakeup.
@@ -226,6 +227,7 @@ class ThreadedServer:
         self.port = 0
         self._tls = tls
         self._conversations: set[asyncio.Task[None]] = set()
+        self._writers: WeakSet[asyncio.StreamWriter] = WeakSet()
 
     async def _converse(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int
@@ -258,9 +260,14 @@ class ThreadedServer:
         for conversation in self._conversations:
             conversation.cancel()
         await asyncio.gather(*self._conversations, return_exceptions=True)
+        # Closed long ago, and still with something to send that nobody takes.
+        for writer in self._writers:
+            writer.transport.abort()
+        await asyncio.sleep(0)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        self._writers.add(writer)
         conversation = asyncio.create_task(self._converse(reader, writer, self.connections))
         self._conversations.add(conversation)
         conversation.add_done_callback(self._conversations.discard)
