@@ -461,7 +461,7 @@ def test_the_command_lines_of_processes(
     assert any("many" in line for line in lines)
     searched.search("\n".join(lines))
     process.terminate()
-    process.wait()
+    process.communicate(timeout=20)
 
 
 def test_what_ssh_gets(

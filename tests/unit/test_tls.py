@@ -86,7 +86,7 @@ def test_what_the_socket_has_no_room_for_is_sent_later(
     begin = threading.Event()
 
     def serve(sock: ssl.SSLSocket) -> None:
-        begin.wait()
+        begin.wait(10)
         while len(got) < len(content):
             got.extend(sock.recv(1 << 20))
 
@@ -106,7 +106,7 @@ def test_nothing_there_is_said_as_by_a_socket(connect: Callable[[Serve], Client]
     done = threading.Event()
 
     def serve(sock: ssl.SSLSocket) -> None:
-        done.wait()
+        done.wait(10)
 
     client = connect(serve)
     client.setblocking(False)
