@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import os
 import random
 import shutil
@@ -63,6 +64,8 @@ def main() -> int:
     if options.minutes > 0:
         pairs = (options.pair,) if options.pair else PAIRS
         machines(options.seed, time.monotonic() + 60 * options.minutes, pairs)
+    if not (options.pair or options.only):
+        bursts()
     chance = random.Random(options.seed)
     places = [options.only] if options.only else [*PLACES]
     return int(not kills(chance, options.kills // len(places), places))
@@ -95,12 +98,13 @@ def machines(first: int, end: float, pairs: Sequence[str]) -> None:
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fastsync-rigs-"))
         rig = stack.enter_context(rigs(Path(folder)))
-        number = 0
-        while number == 0 or time.monotonic() < end:
-            now = first + number
-            for pair in pairs:
+        for now in itertools.count(first):
+            # In another order each time: there may not be the time for all of them.
+            for pair in random.Random(now).sample(pairs, len(pairs)):
                 say(f"{pair}, seed {now}")
                 run_pair(rig(pair), now, long)
+                if time.monotonic() >= end:
+                    return
             say(f"stores in trouble, seed {now}")
 
             @seed(now)
@@ -112,7 +116,14 @@ def machines(first: int, end: float, pairs: Sequence[str]) -> None:
                 asyncio.run(run_in_trouble(**case))  # type: ignore[arg-type]
 
             stores()
-            number += 1
+
+
+def bursts() -> None:
+    """Have a third of all requests refused for 20 seconds, where the suite does for one."""
+    say("bursts of refusals")
+    command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=--import-mode=importlib"]
+    command += [str(Path(__file__).with_name("faults") / "test_bursts.py")]
+    subprocess.run(command, check=True, env={**os.environ, "FASTSYNC_BURST_S": "20"})
 
 
 def run_pair(rig: Rig, number: int, how: settings) -> None:
