@@ -98,6 +98,8 @@ class Lane:
                     break
                 if not os.read(self._replies, 1 << 16):
                     break
+            else:
+                self._process.kill()
             replies.close()
         self._process.wait()
 

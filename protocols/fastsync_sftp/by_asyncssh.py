@@ -42,6 +42,8 @@ _KEEPALIVE_S: Final = 15.0
 _NO_END: Final = 1 << 30
 # How soon a question is taken back, when somebody else ends the run.
 _GLANCE_S: Final = 0.1
+# By then a server that gives a shell has given one.
+_SHELL_S: Final = 10.0
 # AES-GCM first: with AES in the processor several times as fast as what asyncssh puts first. The rest
 # stays as it is.
 _CIPHERS: Final = "^aes128-gcm@openssh.com,aes256-gcm@openssh.com"
@@ -434,9 +436,14 @@ class AsyncsshDialer:
 
         for connection in self._connections.values():
             try:
-                return _Shell(
-                    await connection.create_process(COMMAND, stderr=asyncssh.DEVNULL, encoding=None)
-                )
+                async with asyncio.timeout(_SHELL_S):
+                    return _Shell(
+                        await connection.create_process(
+                            COMMAND, stderr=asyncssh.DEVNULL, encoding=None
+                        )
+                    )
+            except TimeoutError as error:
+                raise Unsupported(f"the server gave no shell in {_SHELL_S:.0f} seconds") from error
             except (asyncssh.Error, OSError) as error:
                 raise Unsupported(f"the server gives no shell: {error}") from error
         raise Transient("the connection was cut", where=str(self._place))

@@ -194,8 +194,11 @@ class OpensshProcess:
 class _Shell:
     """See `hashes.Shell`."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, transport: asyncio.SubprocessTransport
+    ) -> None:
         self._process = process
+        self._transport = transport
 
     def write(self, data: bytes) -> None:
         assert self._process.stdin is not None
@@ -213,10 +216,21 @@ class _Shell:
             with contextlib.suppress(ProcessLookupError):
                 self._process.terminate()
 
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
     async def end(self) -> None:
-        """Close it, and wait until it is gone."""
-        self.close()
-        await self._process.wait()
+        """Close it, and wait until it is gone; not for whoever else holds its output, as asyncio would."""
+        for stop in (self.close, self._kill):
+            stop()
+            try:
+                await asyncio.wait_for(self._process.wait(), _END_S)
+                break
+            except TimeoutError:
+                pass
+        self._transport.close()
+        await asyncio.sleep(0)  # its pipes close then
 
 
 class OpensshDialer:
@@ -306,8 +320,11 @@ class OpensshDialer:
     async def shell(self) -> _Shell:
         """See `Dialer.shell`: a process more."""
         *argv, _, dashes, host, _ = self._command()
+        loop = asyncio.get_running_loop()
         try:
-            process = await asyncio.create_subprocess_exec(
+            # As create_subprocess_exec does, which keeps the transport to itself.
+            transport, protocol = await loop.subprocess_exec(
+                partial(asyncio.subprocess.SubprocessStreamProtocol, limit=1 << 16, loop=loop),
                 *argv, dashes, host, COMMAND,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
@@ -317,7 +334,7 @@ class OpensshDialer:
             )  # fmt: skip
         except OSError as error:
             raise Unsupported(f"ssh cannot be started: {error.strerror}") from error
-        shell = _Shell(process)
+        shell = _Shell(asyncio.subprocess.Process(transport, protocol, loop), transport)
         self._shells.append(shell)
         return shell
 

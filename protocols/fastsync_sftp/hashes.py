@@ -30,6 +30,8 @@ _LENGTHS: Final = {"sha256": 64, "md5": 32}
 # Files that are read at once there.
 _SHELLS: Final = 4
 _ANSWER_S: Final = 10.0
+# While it reads a file the server says nothing. Bytes per second of a disk that is slow, and asked by four.
+_SLOWEST: Final = 4 << 20
 # Lines that a shell may greet with before it answers.
 _GREETING: Final = 100
 
@@ -47,12 +49,17 @@ class Shell(Protocol):
 
 
 class RemoteHashes:
-    """The shells at one server. `open_shell` raises errors of ours."""
+    """The shells at one server. `open_shell` raises errors of ours; one that says nothing is given
+    `stall_timeout_s`, and the time to read what it was asked about."""
 
     def __init__(
-        self, open_shell: Callable[[], Awaitable[Shell]], lacks: Callable[[str], None]
+        self,
+        open_shell: Callable[[], Awaitable[Shell]],
+        stall_timeout_s: float,
+        lacks: Callable[[str], None],
     ) -> None:
         self._open_shell = open_shell
+        self._stall_timeout_s = stall_timeout_s
         self._lacks = lacks
         self._tools: dict[str, str] = {}
         self._idle: list[Shell] = []
@@ -101,12 +108,20 @@ class RemoteHashes:
             "utf-8", "surrogateescape"
         )
         began = time.monotonic()
-        async with self._shell() as shell:
-            shell.write(
-                b"f=%s; { wc -c <\"$f\" && %s <\"$f\"; } 2>/dev/null | tr '\\n' ' '; echo\n"
-                % (name, tool.encode())
-            )
-            line = await shell.readline()
+        patience_s = self._stall_timeout_s + size / _SLOWEST
+        try:
+            async with self._shell() as shell, asyncio.timeout(patience_s):
+                shell.write(
+                    b"f=%s; { wc -c <\"$f\" && %s <\"$f\"; } 2>/dev/null | tr '\\n' ' '; echo\n"
+                    % (name, tool.encode())
+                )
+                line = await shell.readline()
+        except TimeoutError as error:
+            self._tools.clear()  # once is enough
+            self._lacks("its shell answers no more; what is compared by content is read")
+            raise Unsupported(
+                f"the server told no digest within {patience_s:.0f} seconds"
+            ) from error
         if log.level <= log.TRACE:
             log.tell(
                 log.TRACE,

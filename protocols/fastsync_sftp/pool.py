@@ -104,7 +104,7 @@ class Pool:
         self._beginning: set[Session] = set()
         self._made = 0  # connections, ever
         self.foreseen: Sequence[Request] = ()  # see `Session.foresee`
-        self.hashes = RemoteHashes(self._shell, self.lacks)
+        self.hashes = RemoteHashes(self._shell, stall_timeout_s, self.lacks)
 
     async def _shell(self) -> Shell:
         return await self._dialer_of[await self.session()].shell()

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import signal
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -17,8 +22,10 @@ from fastsync.errors import (
     UsageError,
 )
 from fastsync.location import parse
+from fastsync_sftp import by_asyncssh
 from fastsync_sftp.bulk import RemoteFile, Spreader, Writing, from_memory
-from fastsync_sftp.hashes import Shell
+from fastsync_sftp.by_openssh import OpensshDialer
+from fastsync_sftp.hashes import RemoteHashes, Shell
 from fastsync_sftp.place import place_of
 from fastsync_sftp.pool import Pool
 from fastsync_sftp.session import Known, Session
@@ -156,3 +163,81 @@ async def test_a_file_that_no_connection_takes_does_not_wait_for_ever() -> None:
     writing = Writing(file, 0, 11, 32768, from_memory(0, bytes(11)), lambda _count: None)
     with pytest.raises(Stalled, match="no connection takes the rest"):
         await Spreader([spare], 0.01).carry(writing)
+
+
+@pytest.mark.parametrize(
+    "script",
+    ['trap "" TERM; exec sleep 20', "sleep 20 & exec sleep 20", "yes; sleep 20"],
+    ids=["does not listen", "another holds its output", "its output is read by nobody"],
+)
+async def test_a_shell_at_the_server_that_does_not_go(tmp_path: Path, script: str) -> None:
+    """Is not waited for without end."""
+    ssh = tmp_path / "ssh"
+    ssh.write_text(f"#!/bin/sh\necho $$ >{tmp_path}/pid\n{script}\n")
+    ssh.chmod(0o755)
+    dialer = OpensshDialer(PLACE, str(ssh), 10)
+    await dialer.shell()
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
+    began = time.monotonic()
+    await dialer.aclose()
+    assert time.monotonic() - began < 5
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+
+
+class Mute:
+    """A shell that tells what there is, and then nothing."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.is_closed = False
+
+    def write(self, data: bytes) -> None:
+        self.asked += 1
+
+    async def readline(self) -> bytes:
+        if self.asked == 1:
+            return b"fastsync sha256sum .\n"
+        await asyncio.sleep(60)
+        return b""
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+async def test_a_shell_at_the_server_that_answers_no_more() -> None:
+    """Is given up after the stall timeout, and not asked about the next file."""
+    shells: list[Mute] = []
+    notes: list[str] = []
+
+    async def opened() -> Mute:
+        shells.append(Mute())
+        return shells[-1]
+
+    hashes = RemoteHashes(opened, 0.05, notes.append)
+    await hashes.find()
+    assert list(hashes.algorithms) == ["sha256"]
+    with pytest.raises(Unsupported, match="no digest within"):
+        await hashes.digest(b"/file", 1000, "sha256")
+    assert list(hashes.algorithms) == []
+    assert shells[0].is_closed
+    assert len(shells) == 1
+    assert "answers no more" in notes[0]
+    await hashes.aclose()
+
+
+async def test_a_server_that_neither_gives_nor_refuses_a_shell(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Connection:
+        async def create_process(self, *_: object, **__: object) -> object:
+            await asyncio.sleep(60)
+            return None
+
+    monkeypatch.setattr(by_asyncssh, "_SHELL_S", 0.05)
+    dialer = by_asyncssh.AsyncsshDialer(PLACE, StoreOptions())
+    monkeypatch.setattr(dialer, "_connections", {Session(60.0, 0): Connection()})
+    with pytest.raises(Unsupported, match="no shell"):
+        await dialer.shell()
