@@ -225,7 +225,12 @@ def mounted(root: Path, mount: Path, **faults: Any) -> Iterator[Path]:
         if os.path.ismount(mount):
             subprocess.run([shutil.which("umount") or "umount", "-l", mount], check=True)
         process.terminate()
-        process.communicate()
+        try:
+            process.communicate(timeout=LIMIT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise
 
 
 if __name__ == "__main__":

@@ -227,7 +227,7 @@ class ThreadedServer:
         self.port = 0
         self._tls = tls
         self._conversations: set[asyncio.Task[None]] = set()
-        self._writers: WeakSet[asyncio.StreamWriter] = WeakSet()
+        self._transports: WeakSet[asyncio.WriteTransport] = WeakSet()
 
     async def _converse(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int
@@ -261,13 +261,13 @@ class ThreadedServer:
             conversation.cancel()
         await asyncio.gather(*self._conversations, return_exceptions=True)
         # Closed long ago, and still with something to send that nobody takes.
-        for writer in self._writers:
-            writer.transport.abort()
+        for transport in self._transports:
+            transport.abort()
         await asyncio.sleep(0)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        self._writers.add(writer)
+        self._transports.add(writer.transport)
         conversation = asyncio.create_task(self._converse(reader, writer, self.connections))
         self._conversations.add(conversation)
         conversation.add_done_callback(self._conversations.discard)
