@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,6 +80,33 @@ def test_content_is_compared_where_it_is(
     for name, content in spec.items():
         assert (tmp_path / "there" / name).read_bytes() == content
     assert not list(tmp_path.rglob("oops"))
+
+
+@pytest.mark.parametrize("transport", ["asyncssh", "openssh"])
+def test_a_server_that_never_tells_a_digest(
+    fastsync: Fastsync, plant: Plant, tmp_path: Path, transport: str
+) -> None:
+    """As on a disk that hangs below it: the files are read, and what the run has begun there is ended."""
+    spec = {f"{number}": os.urandom(SIZE) for number in range(6)}
+    plant(tmp_path / "src", spec)
+    plant(tmp_path / "there", spec)
+    (tmp_path / "there/3").write_bytes(os.urandom(SIZE))
+    tools = tmp_path / "tools"
+    plant(tools, dict.fromkeys(("sha256sum", "shasum", "md5sum"), "#!/bin/sh\nexec sleep 30\n"))
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    (tmp_path / "sshd").mkdir()
+    with running_sshd(tmp_path / "sshd", options=[f"SetEnv PATH={tools}:{os.defpath}"]) as server:
+        place = [f"--{key.replace('_', '-')}={value}" for key, value in server.place.items()]
+        place += ["--ssh-transport", transport, "--stall-timeout", "2"]
+        url = server.url(tmp_path / "there")
+        began = time.monotonic()
+        done = fastsync("sync", "--checksum", *place, "src", url)
+    assert done.code == 0, done
+    assert time.monotonic() - began < 20
+    assert done.stderr.count("its shell answers no more") == 1
+    for name, content in spec.items():
+        assert (tmp_path / "there" / name).read_bytes() == content
 
 
 def test_a_manifest_is_checked_there(
