@@ -109,15 +109,19 @@ def serve(folder: str) -> None:
     _warm_up(folder)
     for line in sys.stdin:
         request = json.loads(line)
+        ready, is_ready = os.pipe()
         child = os.fork()
         if child == 0:
-            _become(request)
+            _become(request, is_ready)
+        os.close(is_ready)
+        os.read(ready, 1)  # from here on all that it calls is the command's
+        os.close(ready)
         print(child, flush=True)  # noqa: T201
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)  # noqa: T201
 
 
-def _become(request: dict[str, object]) -> None:
+def _become(request: dict[str, object], is_ready: int) -> None:
     from fastsync.cli import main
 
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -126,6 +130,8 @@ def _become(request: dict[str, object]) -> None:
     os.dup2(nothing, 1)
     os.dup2(told, 2)
     sys.argv = ["fastsync", *request["arguments"]]  # type: ignore[misc]
+    os.write(is_ready, b".")
+    os.close(is_ready)
     signal.sigwait({signal.SIGUSR1})
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
     main.run()
