@@ -130,6 +130,7 @@ async def patiently(
     patience = Patience(may_retry)
     waiting: Sequence[T] = items
     width = len(items)
+    is_down = True  # as far as these items tell
     while waiting:
         some, rest = waiting[:width], waiting[width:]
         try:
@@ -145,6 +146,7 @@ async def patiently(
             elif answer is not None:
                 failed(item, answer)
         if good:
+            is_down = False
             patience.went_well()
             if luck is not None:
                 luck.learn(len(good), 0, None)
@@ -154,7 +156,7 @@ async def patiently(
         errors = [error for _, error in again]
         pause = patience.pause(errors)
         if pause is None:
-            if luck is not None:
+            if luck is not None and is_down:
                 count = max(len(again) + len(rest), bad_luck(errors[-1]))
                 luck.learn(0, count, errors[-1])
             for item, last in again:

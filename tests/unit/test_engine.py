@@ -1211,6 +1211,17 @@ async def test_a_store_that_is_down_for_what_is_quick(world: World, what: str) -
     assert 0 < world.theirs.faults.calls[method] < 2 * count
 
 
+async def test_bad_luck_among_what_is_deleted_stops_nothing(world: World) -> None:
+    """Some of each batch, whatever is tried, and the others go."""
+    world.have({"new": b"new"})
+    world.old({f"{number:04}": b"x" for number in range(3000)})
+    for number in range(0, 3000, 20):
+        world.theirs.faults.always("delete", Transient("not now"), path=f"{number:04}")
+    summary = await world.run(delete=True)
+    assert (summary.totals.deleted, summary.totals.failed) == (2850, 150)
+    assert not any("in a row" in note for note in world.watcher.notes)
+
+
 async def test_bad_luck_now_and_then_stops_nothing(world: World) -> None:
     world.have({f"{number:03}": noise(100) for number in range(200)})
     method = "copy_from" if world.within else "upload"
