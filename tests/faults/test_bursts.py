@@ -118,9 +118,10 @@ async def test_s3(hostile_s3: HostileS3, tmp_path: Path, way: str) -> None:
     assert burst.refusals > 5
     asked = Counter((seen.key, seen.headers.get("range")) for seen in hostile_s3.seen(operation))
     assert max(asked.values()) <= MOST_ATTEMPTS
-    assert min(after_it) <= STREAMS * 5 // 8
-    assert max(at_the_end) >= STREAMS * 3 // 4
-    assert min(at_the_end[:-STREAMS]) > 2  # to the end, but for the very last ones
+    if BURST_S <= 1:  # with thousands of files the moments shift, by how busy the machine is
+        assert min(after_it) <= STREAMS * 5 // 8
+        assert max(at_the_end) >= STREAMS * 3 // 4
+        assert min(at_the_end[:-STREAMS]) > 2  # to the end, but for the very last ones
 
 
 @pytest.mark.parametrize("status", [429, 503])
