@@ -64,8 +64,8 @@ def main() -> int:
     if options.minutes > 0:
         pairs = (options.pair,) if options.pair else PAIRS
         machines(options.seed, time.monotonic() + 60 * options.minutes, pairs)
-    if not (options.pair or options.only):
-        bursts()
+        if not (options.pair or options.only):
+            bursts()
     chance = random.Random(options.seed)
     places = [options.only] if options.only else [*PLACES]
     return int(not kills(chance, options.kills // len(places), places))
