@@ -101,27 +101,28 @@ class RemoteHashes:
 
     async def digest(self, path: bytes, size: int, algorithm: str) -> str:
         """The digest of a file as it is now. Raises Unsupported where none can be had, Transient."""
-        tool = self._tools.get(algorithm)
-        if tool is None:
-            raise Unsupported(f"the server has no {algorithm}")
         name = shlex.quote(path.decode("utf-8", "surrogateescape")).encode(
             "utf-8", "surrogateescape"
         )
         began = time.monotonic()
         patience_s = self._stall_timeout_s + size / _SLOWEST
-        try:
-            async with self._shell() as shell, asyncio.timeout(patience_s):
-                shell.write(
-                    b"f=%s; { wc -c <\"$f\" && %s <\"$f\"; } 2>/dev/null | tr '\\n' ' '; echo\n"
-                    % (name, tool.encode())
-                )
-                line = await shell.readline()
-        except TimeoutError as error:
-            self._tools.clear()  # once is enough
-            self._lacks("its shell answers no more; what is compared by content is read")
-            raise Unsupported(
-                f"the server told no digest within {patience_s:.0f} seconds"
-            ) from error
+        async with self._slots:
+            tool = self._tools.get(algorithm)  # it may have gone while this one waited
+            if tool is None:
+                raise Unsupported(f"the server has no {algorithm}")
+            try:
+                async with self._shell() as shell, asyncio.timeout(patience_s):
+                    shell.write(
+                        b"f=%s; { wc -c <\"$f\" && %s <\"$f\"; } 2>/dev/null | tr '\\n' ' '; echo\n"
+                        % (name, tool.encode())
+                    )
+                    line = await shell.readline()
+            except TimeoutError as error:
+                self._tools.clear()  # once is enough
+                self._lacks("its shell answers no more; what is compared by content is read")
+                raise Unsupported(
+                    f"the server told no digest within {patience_s:.0f} seconds"
+                ) from error
         if log.level <= log.TRACE:
             log.tell(
                 log.TRACE,
@@ -145,14 +146,13 @@ class RemoteHashes:
     @contextlib.asynccontextmanager
     async def _shell(self) -> AsyncIterator[Shell]:
         """A shell that is at the beginning of a line, and comes back only if it is there again."""
-        async with self._slots:
-            shell = self._idle.pop() if self._idle else await self._open_shell()
-            try:
-                yield shell
-            except BaseException:
-                shell.close()
-                raise
-            self._idle.append(shell)
+        shell = self._idle.pop() if self._idle else await self._open_shell()
+        try:
+            yield shell
+        except BaseException:
+            shell.close()
+            raise
+        self._idle.append(shell)
 
     async def aclose(self) -> None:
         """Idempotent."""

@@ -228,6 +228,24 @@ async def test_a_shell_at_the_server_that_answers_no_more() -> None:
     await hashes.aclose()
 
 
+async def test_files_that_wait_for_a_shell_that_answers_no_more() -> None:
+    """Are not asked about one after the other, each for as long."""
+    shells: list[Mute] = []
+
+    async def opened() -> Mute:
+        shells.append(Mute())
+        shells[-1].asked = len(shells) > 1  # what there is, only the first is asked
+        return shells[-1]
+
+    hashes = RemoteHashes(opened, 0.05, lambda _text: None)
+    await hashes.find()
+    asking = [hashes.digest(b"/file", 1000, "sha256") for _ in range(50)]
+    told = await asyncio.gather(*asking, return_exceptions=True)
+    assert all(isinstance(each, Unsupported) for each in told)
+    assert len(shells) == 4
+    await hashes.aclose()
+
+
 async def test_a_server_that_neither_gives_nor_refuses_a_shell(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
