@@ -182,12 +182,7 @@ class OpensshProcess:
 
     async def end(self) -> None:
         """Wait for it to go, now that the pipe is closed, and make it go if it does not."""
-        try:
-            await asyncio.wait_for(self._process.wait(), _END_S)
-        except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):  # it has just gone
-                self._process.kill()
-            await self._process.wait()
+        await _gone(self._process)
         self._said.close()
 
 
@@ -216,21 +211,24 @@ class _Shell:
             with contextlib.suppress(ProcessLookupError):
                 self._process.terminate()
 
-    def _kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
-
     async def end(self) -> None:
-        """Close it, and wait until it is gone; not for whoever else holds its output, as asyncio would."""
-        for stop in (self.close, self._kill):
-            stop()
-            try:
-                await asyncio.wait_for(self._process.wait(), _END_S)
-                break
-            except TimeoutError:
-                pass
+        """Close it, and wait until it is gone."""
+        self.close()
+        await _gone(self._process)
         self._transport.close()
         await asyncio.sleep(0)  # its pipes close then
+
+
+async def _gone(process: asyncio.subprocess.Process) -> None:
+    """Wait for a process to go, and make it go if it does not; not for whoever else holds its output, as
+    asyncio would."""
+    for _ in range(2):
+        try:
+            await asyncio.wait_for(process.wait(), _END_S)
+            return
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):  # it has just gone
+                process.kill()
 
 
 class OpensshDialer:
