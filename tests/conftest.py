@@ -59,16 +59,7 @@ class Fastsync:
         umask: int = -1,
     ) -> Done:
         """Run to the end; `under` is a command that runs ours (setpriv, a shell with limits)."""
-        with subprocess.Popen(
-            [*under, *self.command(*arguments)],
-            env={**self.environ, **(env or {})},
-            cwd=cwd or self.cwd,
-            umask=umask,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        ) as process:
+        with self.start(*arguments, under=under, env=env, cwd=cwd, umask=umask) as process:
             try:
                 stdout, stderr = process.communicate(timeout=LIMIT_S)
             except subprocess.TimeoutExpired:
@@ -78,13 +69,19 @@ class Fastsync:
         return Done(process.returncode, _text(stdout), _text(stderr))
 
     def start(
-        self, *arguments: str | bytes | Path, under: Sequence[str] = ()
+        self,
+        *arguments: str | bytes | Path,
+        under: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        umask: int = -1,
     ) -> subprocess.Popen[bytes]:
         """Start it and come back at once; in a process group of its own, as under a shell."""
         return subprocess.Popen(
             [*under, *self.command(*arguments)],
-            env=self.environ,
-            cwd=self.cwd,
+            env={**self.environ, **(env or {})},
+            cwd=cwd or self.cwd,
+            umask=umask,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

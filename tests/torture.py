@@ -121,8 +121,8 @@ def machines(first: int, end: float, pairs: Sequence[str]) -> None:
 def bursts() -> None:
     """Have a third of all requests refused for 20 seconds, where the suite does for one."""
     say("bursts of refusals")
-    command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=--import-mode=importlib"]
-    command += [str(Path(__file__).with_name("faults") / "test_bursts.py")]
+    tests = Path(__file__).with_name("faults") / "test_bursts.py"
+    command = [sys.executable, "-m", "pytest", "-q", str(tests)]
     subprocess.run(command, check=True, env={**os.environ, "FASTSYNC_BURST_S": "20"})
 
 

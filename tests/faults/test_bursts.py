@@ -26,8 +26,9 @@ PART = 64 << 10
 STREAMS = 16
 BURST_S = float(os.environ.get("FASTSYNC_BURST_S", "1"))  # scripts/torture has more patience
 TAKES_S = 0.1
-# More than can be done while it lasts.
-REQUESTS = 320 + int(500 * (BURST_S - 1))
+# Requests of the long form: more than can be done while it lasts.
+MORE = int(500 * (BURST_S - 1))
+REQUESTS = 320 + MORE
 # Of ten thousand requests some are refused nine times in a row by chance alone.
 MOST_ATTEMPTS = 8 if BURST_S <= 1 else 14
 
@@ -127,7 +128,7 @@ async def test_s3(hostile_s3: HostileS3, tmp_path: Path, way: str) -> None:
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("headers", [{}, {"Retry-After": "0"}], ids=["", "retry-after"])
 async def test_http(tmp_path: Path, status: int, headers: dict[str, str]) -> None:
-    burst, parts = Burst(), range(REQUESTS - 260)
+    burst, parts = Burst(), range(60 + MORE)
     content = b"".join(noise(PART, seed=number) for number in parts)
     asked: Counter[str] = Counter()
     good: Callable[[Asked], Answer] = serve_bytes(content)
